@@ -1,0 +1,1 @@
+"""One module per executable: usage text, option conversion, one call, printing."""

@@ -1,0 +1,132 @@
+"""The options of `plan` and `run-all`: usage text and conversion, both from the one record `Options`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from metabatch.errors import UsageError
+from metabatch.options import DEFAULT_CLASSES, DEFAULT_SCORES, DEFAULT_SPLIT, DEFAULT_WEIGHT, Options, flag
+
+# field -> (placeholder, help). The default is added from Options unless the help says it.
+_DATA = {
+    "group_column": ("NAME", "Column that names the group of a row (gene)."),
+    "label_column": ("NAME", "Column with the class of a row."),
+    "classes": ("LIST", f"Classes in order, separated by commas (default: {','.join(DEFAULT_CLASSES)})."),
+    "score_columns": ("LIST", "Base-model scores: CLASS_score or CLASS=COLUMN, separated by commas "
+                              f"(default: those of {','.join(DEFAULT_SCORES)} that are there)."),
+    "split_column": ("NAME", f"Coarser group kept whole in folds, holdout and samples (default: {DEFAULT_SPLIT} if there)."),
+    "id_columns": ("LIST", "Columns carried to the outputs, never features (default: known names such as chrom, position)."),
+    "weight_column": ("NAME", f"Sampling weights for training and metrics (default: {DEFAULT_WEIGHT} if there)."),
+    "exclude_features": ("LIST", "Columns to leave out: names separated by commas, or a file with one name a line."),
+    "allow_features": ("LIST", "Columns to use although they are left out by default; list or file as above."),
+}  # fmt: skip
+_PLANNING = {
+    "strategy": ("NAME", "auto, single, external or multi-instance."),
+    "genes_per_instance": ("N", "Genes per instance."),
+    "instance_overlap": ("FRACTION", "Part of an instance's genes shared with others."),
+    "max_instances": ("N", "Most instances."),
+    "min_instances": ("N", "Fewest instances when an ensemble is used."),
+    "memory_per_gene_mb": ("MB", "Predict memory per gene instead of by the measured law (default: the law)."),
+    "max_memory_per_instance_gb": ("GB", "Memory of one job; the budget (default: 15, or less where less can be had)."),
+    "safety_factor": ("FRACTION", "Part of the memory available here that counts when no budget is given."),
+    "auto_adjust_instance_size": ("", "Keep --genes-per-instance as given; refuse when it does not fit."),
+    "sample_genes": ("N", "Use N complete genes drawn over all shards, and nothing else (default: all)."),
+    "holdout_fraction": ("FRACTION", "Part of the genes set aside for evaluation; 0: out-of-fold evaluation."),
+    "holdout_chrom": ("LIST", "Chromosomes set aside for evaluation instead of a fraction."),
+    "profile": ("NAME", "default, auto, low, standard or high: genes per instance and trees by memory tier."),
+    "seed": ("N", "Seed of every random choice."),
+}
+_TRAINING = {
+    "n_estimators": ("N", "Most trees per class."),
+    "learning_rate": ("X", "Shrinkage."),
+    "max_depth": ("N", "Depth of a tree."),
+    "subsample": ("FRACTION", "Rows per tree."),
+    "colsample_bytree": ("FRACTION", "Features per tree."),
+    "max_bin": ("N", "Bins per feature."),
+    "n_folds": ("N", "Folds of the cross-validation by group; 0: none."),
+    "early_stopping_patience": ("N", "Rounds without gain on the held-out fold before stopping; 0: never."),
+    "calibration": ("METHOD", "platt, isotonic or none."),
+    "prior": ("LIST", "Natural prevalence, CLASS=P separated by commas (default: that of the weighted rows)."),
+    "threads": ("N", "Threads (default: the CPUs this process may use)."),
+}
+SECTIONS = {"Data": _DATA, "Planning": _PLANNING, "Training": _TRAINING}
+
+
+def options_text() -> str:
+    """The option lines of the usage text."""
+    defaults = Options()
+    parts = []
+    for title, fields in SECTIONS.items():
+        lines = [f"{title}:"]
+        for field, (placeholder, text) in fields.items():
+            default = getattr(defaults, field)
+            shown = (
+                "" if "default:" in text or not placeholder or default in (None, (), {}) else f" (default: {default})"
+            )
+            head = f"  {flag(field)}{' ' + placeholder if placeholder else ''}"
+            lines.append(f"{head:<36}  {text}{shown}")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def convert(arguments: Mapping[str, Any]) -> tuple[Options, set[str]]:
+    """docopt's strings as `Options`, and the fields that were given.
+
+    Raises
+    ------
+    UsageError
+        A value of the wrong type, naming the option.
+    """
+    given: dict[str, Any] = {}
+    for fields in SECTIONS.values():
+        for field, (placeholder, _) in fields.items():
+            value = arguments[flag(field)]
+            if not placeholder:
+                if value:
+                    given[field] = False
+            elif value is not None:
+                given[field] = _value(field, value)
+    try:
+        options = msgspec.convert(given, Options, strict=False)
+    except msgspec.ValidationError as error:
+        field = str(error).rpartition("$.")[2].rstrip("`").split("[")[0]
+        shown = arguments.get(flag(field), given.get(field))
+        raise UsageError(
+            f"{flag(field)} {shown} cannot be used: {str(error).partition(' - at')[0]}",
+        ) from None
+    return options, set(given)
+
+
+def _value(field: str, text: str) -> Any:
+    if field in ("exclude_features", "allow_features"):
+        return _names(field, text)
+    if field in ("classes", "score_columns", "id_columns", "holdout_chrom"):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if field == "prior":
+        return _prior(text)
+    return text
+
+
+def _names(field: str, text: str) -> list[str]:
+    path = Path(text)
+    if path.is_file():
+        lines = path.read_text().splitlines()
+        return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if "/" in text or text.endswith((".txt", ".csv", ".tsv")):
+        raise UsageError(f"{flag(field)} {text}: no such file")
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _prior(text: str) -> dict[str, float]:
+    priors = {}
+    for part in text.split(","):
+        name, _, number = part.partition("=")
+        try:
+            priors[name.strip()] = float(number)
+        except ValueError:
+            raise UsageError(f"--prior {text} cannot be used", expected="CLASS=P,CLASS=P with numbers P") from None
+    return priors

@@ -1,0 +1,133 @@
+"""Results as text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from metabatch.evaluation.answer import answer_lines, band, number, signed
+from metabatch.planning.inspect import Inspection
+from metabatch.rundir.layout import RunDir
+from metabatch.rundir.manifests import Plan
+from metabatch.rundir.state import RunState, sbatch_line
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns padded to their width; all but the first right-aligned."""
+    widths = [max(len(r[i]) for r in (head, *rows)) for i in range(len(head))]
+    lines = []
+    for row in (head, *rows):
+        cells = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def size(value: int | None) -> str:
+    """Bytes for people."""
+    if value is None:
+        return "-"
+    return f"{value / 2**30:.2f} GB" if value >= 2**30 else f"{value / 2**20:.0f} MB"
+
+
+def plan_text(run: RunDir, plan: Plan) -> str:
+    d = plan.dataset
+    lines = [
+        f"data set   {d.path}",
+        f"           {d.genes:,} genes, {d.positions:,} rows, {d.features:,} features, {len(d.shards)} shard(s)",
+        f"classes    {', '.join(plan.columns.classes)}; base scores for {', '.join(plan.columns.scores) or 'none'}",
+        f"weights    {plan.columns.weight or 'none'}",
+        f"kept whole {plan.columns.split or plan.columns.group}",
+        f"holdout    {plan.holdout.genes:,} genes, {plan.holdout.rows:,} rows ({plan.holdout.how})",
+        f"budget     {size(plan.budget.bytes)} per instance ({plan.budget.source})",
+        f"strategy   {plan.strategy}: {plan.why}",
+        "",
+        table(
+            ["strategy", "instances", "memory each", "relative time", ""],
+            [
+                [a.strategy, str(a.instances or "-"), size(a.predicted_peak_bytes),
+                 "-" if a.relative_time is None else f"{a.relative_time:.2f}", a.why_not or "<- chosen"]
+                for a in plan.alternatives
+            ],
+        ),
+        "",
+        table(
+            ["instance", "genes", "core", "overlap", "rows", "memory", "--mem", "expected"],
+            [
+                [str(p.index), f"{p.genes:,}", f"{p.core_genes:,}", f"{p.overlap_genes:,}", f"{p.rows:,}",
+                 size(p.predicted_peak_bytes), f"{p.mem_request_mb}M", _duration(p.expected_seconds)]
+                for p in plan.instances
+            ],
+        ),
+        f"coverage {plan.coverage:.0%} of the training genes, "
+        f"{sum(p.genes for p in plan.instances):,} slots, {sum(p.overlap_genes for p in plan.instances):,} shared",
+    ]  # fmt: skip
+    lines += [f"lowered or raised: {x.option} {x.default:g} -> {x.value:g} ({x.because})" for x in plan.lowered]
+    lines += [f"note: {w}" for w in plan.warnings]
+    lines += ["", "on a cluster:", f"  {sbatch_line(run, plan)}", "here:", f"  bin/train-instance {run.root} 0"]
+    return "\n".join(lines)
+
+
+def status_text(state: RunState) -> str:
+    rows = [
+        [str(i.index), i.state, str(i.attempts), size(i.predicted_peak_bytes), size(i.measured_peak_bytes),
+         size(i.memory_now_bytes), size(state.budget_bytes), i.detail]
+        for i in state.instances
+    ]  # fmt: skip
+    head = ["instance", "state", "attempts", "predicted", "measured", "now", "budget", ""]
+    done = sum(i.state == "done" for i in state.instances)
+    return "\n".join(
+        [
+            f"{state.run}: {state.strategy}, {done} of {len(state.instances)} instances done",
+            table(head, rows),
+            f"ensemble {state.ensemble}, evaluation {state.evaluation}",
+            f"next: {state.next_step}",
+        ]
+    )
+
+
+def evaluation_text(metrics: dict[str, Any], report: Path) -> str:
+    rows = []
+    for name, meta in metrics["meta"].items():
+        base = metrics["base"].get(name)
+        d = metrics["difference"].get(name, {})
+        rows.append(
+            [name, number(base["ap"] if base else None), number(meta["ap"]), signed(d.get("ap")), band(d.get("ci95"))]
+        )
+    weighted = f", weighted by {metrics['weighted_by']}" if metrics["weighted_by"] else ""
+    return "\n".join(
+        [
+            f"scored on {metrics['how']}: {metrics['genes']:,} genes, {metrics['rows']:,} rows{weighted}",
+            table(["class", "base AP", "meta AP", "difference", "95 % interval"], rows),
+            *answer_lines(metrics),
+            f"report: {report}",
+        ]
+    )
+
+
+def inspection_text(found: Inspection) -> str:
+    lines = [
+        f"{found.path}: {len(found.shards)} shard(s), {found.bytes / 2**20:,.1f} MB",
+        f"{found.genes:,} genes, {found.positions:,} rows, {found.features:,} feature columns",
+        "rows per gene: "
+        + ", ".join(f"{k} {v:,.1f}" if k == "mean" else f"{k} {v:,.0f}" for k, v in found.rows_per_gene.items()),
+        "classes: "
+        + ", ".join(f"{k} {v:,} ({100 * v / max(1, found.positions):.2f} %)" for k, v in found.class_rows.items()),
+        f"weights: {found.columns.weight or 'none'}; kept whole: {found.columns.split or found.columns.group}; "
+        f"base scores: {', '.join(found.columns.scores.values()) or 'none'}",
+        f"largest row group: {found.largest_row_group:,} rows",
+        "memory (estimate, by strategy): " + ", ".join(f"{k} {size(v)}" for k, v in found.memory.items()),
+    ]
+    lines += [f"not a feature: {e.name} ({e.reason})" for e in found.excluded]
+    lines += [f"note: {n}" for n in found.notes]
+    return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -1,0 +1,57 @@
+"""train-instance: train one instance of a plan."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from metabatch.commands._cli import COMMON, EXIT_CODES, Arguments, Text, run_command
+from metabatch.errors import UsageError
+from metabatch.rundir.layout import parse_instance_index, require_run
+from metabatch.training.instance import train_instance
+
+USAGE = f"""Train one instance, in this process.
+
+Usage:
+  train-instance [options] RUN [INSTANCE]
+
+INSTANCE is a number of the plan; without it $SLURM_ARRAY_TASK_ID is taken.
+
+Options:
+  --threads N             Threads (default: the plan's, else the CPUs this process may use).
+{COMMON}
+{EXIT_CODES}"""
+
+
+def action(arguments: Arguments) -> Text:
+    run = require_run(arguments["RUN"])
+    text = arguments["INSTANCE"] or os.environ.get("SLURM_ARRAY_TASK_ID")
+    index = None if text is None else parse_instance_index(text)
+    if index is None:
+        raise UsageError(
+            "no instance is named" if text is None else f"{text!r} is no instance number",
+            expected="train-instance RUN INSTANCE, or a Slurm array task ($SLURM_ARRAY_TASK_ID)",
+        )
+    result = train_instance(run, index, threads=thread_count(arguments), force=arguments["--force"])
+    if result.already:
+        return Text(f"instance {index} is already done: nothing was changed", result)
+    peak = result.peak_rss_bytes / 2**20
+    return Text(f"instance {index} done in {result.seconds:.0f} s, peak memory {peak:,.0f} MiB", result)
+
+
+def thread_count(arguments: Arguments) -> int | None:
+    """--threads as a number."""
+    text = arguments["--threads"]
+    if text is None:
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise UsageError(f"--threads {text} cannot be used", expected="a whole number from 1")
+    return int(text)
+
+
+def main() -> int:
+    return run_command(USAGE, action)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

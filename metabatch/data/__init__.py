@@ -1,0 +1,1 @@
+"""Parquet shards: scanning, schema, gene index, streaming batches, preprocessing."""

@@ -1,0 +1,244 @@
+"""The gene index: for every gene its rows, class counts and the row groups they lie in.
+
+One streaming pass over the narrow columns (gene, label, split, weight, position); memory grows with the
+number of genes, not of rows. Bad labels, weights, split groups and duplicate rows are found here, before
+anything is planned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+
+from metabatch.data.batches import Piece, Reader, as_text
+from metabatch.data.schema import CHROM_COLUMNS
+from metabatch.errors import InputError
+from metabatch.resources.progress import Progress
+from metabatch.rundir.manifests import Columns
+
+_RECHECK_ROWS = 2_000_000
+
+
+@dataclass(frozen=True)
+class GeneIndex:
+    """Two small tables.
+
+    genes : gene_id, rows, n_0..n_{K-1} (rows per class), weight, split, chrom; sorted by gene_id.
+    segments : gene_id, shard (position in the canonical order), row_group, rows; sorted by shard, row_group, gene_id.
+    """
+
+    genes: pl.DataFrame
+    segments: pl.DataFrame
+    warnings: tuple[str, ...]
+
+
+def class_column(code: int) -> str:
+    return f"n_{code}"
+
+
+def build_index(files: Sequence[Path], row_groups: Sequence[Sequence[int]], columns: Columns) -> GeneIndex:
+    """Scan `files` (canonical order; `row_groups`: rows of each of their row groups).
+
+    Raises
+    ------
+    InputError
+        Null gene or label, a label outside the classes, a bad weight, a gene in two split groups,
+        duplicate rows.
+    """
+    chrom = next((c for c in CHROM_COLUMNS if c in columns.ids), None)
+    wanted = list(
+        dict.fromkeys(
+            c for c in (columns.group, columns.label, columns.split, columns.weight, chrom, *columns.row_key) if c
+        )
+    )
+    parts = []
+    total = sum(sum(g) for g in row_groups)
+    with Progress("gene index", total, "rows") as progress:
+        for shard, (file, groups) in enumerate(zip(files, row_groups, strict=True)):
+            for group, rows in enumerate(groups):
+                if rows == 0:
+                    continue
+                for batch in Reader([Piece(file, group, None)], wanted, columns.group, batch_rows=131_072):
+                    parts.append(_summarise(batch, columns, chrom, shard, group, file))
+                    progress.advance(batch.num_rows)
+    pieces = pl.concat(parts)
+    _check_duplicates(pieces, files, columns)
+    segments = (
+        pieces.group_by("gene_id", "shard", "row_group").agg(pl.col("rows").sum()).sort("shard", "row_group", "gene_id")
+    )
+    genes = _genes(pieces, columns)
+    return GeneIndex(genes, segments, tuple(_warnings(segments, files, row_groups)))
+
+
+def _summarise(
+    batch: pa.Table, columns: Columns, chrom: str | None, shard: int, group: int, file: Path
+) -> pl.DataFrame:
+    where = f"{file.name}, row group {group}"
+    gene, label = as_text(batch.column(columns.group)), as_text(batch.column(columns.label))
+    if gene.null_count:
+        raise InputError(
+            f"{gene.null_count} row(s) have no {columns.group}", where=where, expected="a gene in every row"
+        )
+    frame = pl.DataFrame({"gene_id": pl.from_arrow(gene), "label": pl.from_arrow(label)})
+    unknown = frame.filter(~pl.col("label").is_in(columns.classes).fill_null(value=False))
+    if unknown.height:
+        odd = unknown["label"].unique().sort().to_list()[:5]
+        raise InputError(
+            f"{unknown.height} row(s) have a {columns.label} that is no class: {', '.join(map(repr, odd))}",
+            expected=f"one of {', '.join(columns.classes)}",
+            where=f"{where}, gene {unknown['gene'][0]}",
+            next_step="correct the labels, or name the classes with --classes",
+        )
+    weight = pl.lit(1.0, pl.Float64)
+    if columns.weight:
+        frame = frame.with_columns(pl.Series("weight", pl.from_arrow(batch.column(columns.weight))).cast(pl.Float64))
+        bad = frame.filter(pl.col("weight").is_null() | ~pl.col("weight").is_finite() | (pl.col("weight") < 0))
+        if bad.height:
+            raise InputError(
+                f"{bad.height} row(s) have the weight {bad['weight'][0]} in {columns.weight}",
+                expected="finite weights >= 0",
+                where=f"{where}, gene {bad['gene'][0]}",
+            )
+        weight = pl.col("weight")
+    one = pl.lit("", pl.String)
+    if columns.split:
+        frame = frame.with_columns(pl.Series("split", pl.from_arrow(as_text(batch.column(columns.split)))))
+    if chrom:
+        frame = frame.with_columns(pl.Series("chrom", pl.from_arrow(as_text(batch.column(chrom)))))
+    keys = _key_frame(batch, columns)
+    frame = frame.with_columns(keys)
+    last = keys.columns[-1] if keys.width else None
+    numeric = last is not None and keys[last].dtype.is_numeric()
+    aggregates = [
+        pl.len().cast(pl.Int64).alias("rows"),
+        *((pl.col("label") == c).sum().cast(pl.Int64).alias(class_column(i)) for i, c in enumerate(columns.classes)),
+        weight.sum().alias("weight") if columns.weight else pl.len().cast(pl.Float64).alias("weight"),
+        (pl.col("split").first() if columns.split else one.first()).alias("split"),
+        (pl.col("split").n_unique() if columns.split else pl.lit(1).first()).cast(pl.Int64).alias("splits"),
+        (pl.col("chrom").first() if chrom else one.first()).alias("chrom"),
+        (pl.struct(keys.columns).n_unique() if keys.width else pl.len()).cast(pl.Int64).alias("distinct"),
+        (pl.col(last or "").min() if numeric else pl.lit(0).first()).cast(pl.Float64).alias("low"),
+        (pl.col(last or "").max() if numeric else pl.lit(0).first()).cast(pl.Float64).alias("high"),
+    ]
+    found = frame.group_by("gene_id").agg(aggregates).sort("gene_id")
+    if columns.split and frame["split"].null_count():
+        raise InputError(f"{frame['split'].null_count()} row(s) have no {columns.split}", where=where)
+    return found.with_columns(pl.lit(shard, pl.Int32).alias("shard"), pl.lit(group, pl.Int32).alias("row_group"))
+
+
+def _key_frame(batch: pa.Table, columns: Columns) -> pl.DataFrame:
+    names = [c for c in columns.row_key if c != columns.group]
+    return pl.DataFrame({f"key_{n}": pl.from_arrow(batch.column(n)) for n in names})
+
+
+def _genes(pieces: pl.DataFrame, columns: Columns) -> pl.DataFrame:
+    counts = [class_column(i) for i in range(len(columns.classes))]
+    genes = (
+        pieces.group_by("gene_id")
+        .agg(
+            pl.col("rows", *counts, "weight").sum(),
+            pl.col("split").first(),
+            pl.max_horizontal(pl.col("split").n_unique(), pl.col("splits").max()).alias("splits"),
+            pl.col("chrom").first(),
+        )
+        .sort("gene_id")
+    )
+    torn = genes.filter(pl.col("splits") > 1)
+    if torn.height:
+        raise InputError(
+            f"{torn.height} gene(s) lie in more than one {columns.split}, e.g. {torn['gene'][0]}",
+            expected=f"one {columns.split} per gene, so that splits by it keep genes whole",
+        )
+    return genes.drop("splits")
+
+
+def _check_duplicates(pieces: pl.DataFrame, files: Sequence[Path], columns: Columns) -> None:
+    """Refuse equal (gene, position) rows; genes whose pieces overlap are read again to be sure."""
+    if not columns.row_key:
+        return
+    double = pieces.filter(pl.col("distinct") < pl.col("rows"))
+    if double.height:
+        _refuse_duplicates(
+            double["gene_id"][0], int((double["rows"] - double["distinct"]).sum()), files, double, columns
+        )
+    spread = pieces.filter(pl.len().over("gene_id") > 1).sort("gene_id", "low")
+    overlapping = spread.filter(
+        (pl.col("low") <= pl.col("high").shift(1).over("gene_id"))
+        | (pl.col("high") >= pl.col("low").shift(-1).over("gene_id"))
+    )["gene_id"].unique(maintain_order=True)
+    if overlapping.is_empty():
+        return
+    suspects = spread.filter(pl.col("gene_id").is_in(overlapping.implode()))
+    load = suspects.group_by("gene_id").agg(pl.col("rows").sum()).sort("gene_id")
+    chunk = (load["rows"].cum_sum() // _RECHECK_ROWS).alias("chunk")
+    for _, part in load.with_columns(chunk).group_by("chunk", maintain_order=True):
+        names = pa.array(part["gene_id"].to_list(), pa.string())
+        places = (
+            suspects.filter(pl.col("gene_id").is_in(part["gene_id"].implode())).select("shard", "row_group").unique()
+        )
+        where = [Piece(files[s], g, names) for s, g in places.sort("shard", "row_group").iter_rows()]
+        rows = pl.concat(
+            pl.DataFrame({"gene_id": pl.from_arrow(as_text(t.column(columns.group)))}).with_columns(
+                _key_frame(t, columns)
+            )
+            for t in Reader(where, list(columns.row_key), columns.group)
+        )
+        twice = rows.filter(rows.is_duplicated())
+        if twice.height:
+            gene = twice["gene_id"][0]
+            _refuse_duplicates(
+                gene, twice.height - twice.n_unique(), files, suspects.filter(pl.col("gene_id") == gene), columns
+            )
+
+
+def _refuse_duplicates(gene: str, count: int, files: Sequence[Path], places: pl.DataFrame, columns: Columns) -> None:
+    names = sorted({files[s].name for s in places.filter(pl.col("gene_id") == gene)["shard"]})
+    raise InputError(
+        f"{count} duplicate row(s): same {', '.join(columns.row_key)}",
+        expected="every row once",
+        where=f"gene {gene}, in {', '.join(names)}",
+        next_step="remove the duplicates, or name what tells the rows apart with --id-columns",
+    )
+
+
+def _warnings(segments: pl.DataFrame, files: Sequence[Path], row_groups: Sequence[Sequence[int]]) -> list[str]:
+    found = []
+    homes = segments.group_by("gene_id").agg(pl.col("shard").n_unique().alias("shards")).filter(pl.col("shards") > 1)
+    if homes.height:
+        found.append(
+            f"{homes.height} gene(s) lie in more than one shard, e.g. {homes['gene'].sort()[0]}: "
+            "their rows are read together"
+        )
+    found += [f"shard {file.name} is empty" for file, groups in zip(files, row_groups, strict=True) if sum(groups) == 0]
+    return found
+
+
+def pieces_for(segments: pl.DataFrame, genes: Sequence[str], files: Sequence[Path]) -> list[Piece]:
+    """The row groups that hold `genes`, in canonical order, with the filter each needs.
+
+    Parameters
+    ----------
+    segments : polars.DataFrame
+        As in `GeneIndex`.
+    """
+    chosen = pl.Series("gene_id", list(genes), dtype=pl.String)
+    marked = segments.with_columns(pl.col("gene_id").is_in(chosen.implode()).alias("wanted"))
+    groups = (
+        marked.group_by("shard", "row_group", maintain_order=True)
+        .agg(pl.col("gene_id").filter(pl.col("wanted")).alias("genes"), pl.col("wanted").all().alias("all"))
+        .filter(pl.col("genes").list.len() > 0)
+        .sort("shard", "row_group")
+    )
+    return [
+        Piece(files[shard], group, None if whole else pa.array(names, pa.string()))
+        for shard, group, names, whole in groups.iter_rows()
+    ]
+
+
+def rows_by_class(genes: pl.DataFrame, classes: Sequence[str]) -> dict[str, int]:
+    """Total rows per class name."""
+    return {c: int(genes[class_column(i)].sum() or 0) for i, c in enumerate(classes)}

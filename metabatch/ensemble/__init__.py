@@ -1,0 +1,1 @@
+"""The bundle people load: consolidation of instances and the estimator."""

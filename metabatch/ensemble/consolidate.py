@@ -1,0 +1,116 @@
+"""`consolidate`: check every instance, then make the one bundle out of them."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from dataclasses import dataclass
+
+import polars as pl
+import xgboost as xgb
+
+from metabatch import __version__
+from metabatch.ensemble.bundle import BUNDLE_FILE, member_folder
+from metabatch.ensemble.estimator import MetaModel
+from metabatch.errors import InputError
+from metabatch.models.member import load_member
+from metabatch.rundir.fingerprint import instance_genes, open_plan, read_features
+from metabatch.rundir.layout import RunDir
+from metabatch.rundir.manifests import Bundle, BundleMember, Done, Plan, save
+from metabatch.rundir.markers import MARKER, check_stage, finish_stage, is_marked
+from metabatch.rundir.publish import attempt_folder, sha256_file
+
+
+@dataclass(frozen=True)
+class ConsolidateResult:
+    members: int
+    genes: int
+    already: bool
+
+
+def consolidate(run: RunDir, *, force: bool = False) -> ConsolidateResult:
+    """Validate all instances and write ensemble/.
+
+    Raises
+    ------
+    InputError
+        Listing every instance that is missing, failed, altered, or trained on other genes than planned.
+    """
+    plan = open_plan(run)
+    dones = check_instances(run, plan)
+    inputs = {f"instances/{i:02d}": sha256_file(run.instance(i).root / MARKER) for i in dones}
+    if not force and _is_current(run, plan, inputs):
+        return ConsolidateResult(len(dones), _trained(run), already=True)
+    with attempt_folder(run.ensemble) as folder:
+        bundle = _bundle(run, plan)
+        for index in dones:
+            target = member_folder(folder, index)
+            shutil.copytree(run.instance(index).root / "model", target)
+        save(folder / BUNDLE_FILE, bundle)
+        ledger = pl.concat(
+            pl.DataFrame({"gene_id": list(d.ledger or ()), "instance": i}).cast({"instance": pl.Int32})
+            for i, d in dones.items()
+        )
+        ledger.sort("gene_id", "instance").write_parquet(folder / "ledger.parquet")
+        members = [load_member(member_folder(folder, m.index), 1) for m in bundle.members]
+        # For tools that expect a pickle; unpickling runs code, so only from people you trust (docs).
+        (folder / "model.pkl").write_bytes(pickle.dumps(MetaModel(bundle, members), protocol=5))
+        genes = ledger["gene_id"].n_unique()
+        finish_stage(folder, run.ensemble, stage="consolidate", fingerprint=plan.fingerprint, inputs=inputs)
+    return ConsolidateResult(len(dones), genes, already=False)
+
+
+def check_instances(run: RunDir, plan: Plan) -> dict[int, Done]:
+    """The markers of all planned instances, or one error that lists every bad one."""
+    dones: dict[int, Done] = {}
+    problems = []
+    for planned in plan.instances:
+        folder = run.instance(planned.index).root
+        try:
+            done = check_stage(folder, stage="instance", fingerprint=plan.fingerprint)
+        except InputError as error:
+            problems.append((planned.index, error.found))
+            continue
+        wanted = instance_genes(run, planned.index)
+        if list(done.ledger or ()) != wanted:
+            problems.append((planned.index, f"trained on {len(done.ledger or ())} genes, planned {len(wanted)}"))
+            continue
+        dones[planned.index] = done
+    if problems:
+        listed = "; ".join(f"instance {i}: {text}" for i, text in problems)
+        indices = ",".join(str(i) for i, _ in problems)
+        raise InputError(
+            f"{len(problems)} of {len(plan.instances)} instances cannot be used: {listed}",
+            expected="every planned instance done and unaltered",
+            where=str(run.instances),
+            next_step=f"train them (again): sbatch --array={indices} jobs/train.sh {run.root}, "
+            f"or bin/train-instance {run.root} N for each",
+        )
+    return dones
+
+
+def _bundle(run: RunDir, plan: Plan) -> Bundle:
+    return Bundle(
+        metabatch_version=__version__,
+        xgboost_version=xgb.__version__,
+        fingerprint=plan.fingerprint,
+        strategy=plan.strategy,
+        combination="mean",
+        columns=plan.columns,
+        features=read_features(run).features,
+        members=tuple(BundleMember(index=p.index, genes=p.genes, rows=p.rows) for p in plan.instances),
+        lowered=plan.lowered,
+    )
+
+
+def _is_current(run: RunDir, plan: Plan, inputs: dict[str, str]) -> bool:
+    if not is_marked(run.ensemble):
+        return False
+    try:
+        return check_stage(run.ensemble, stage="consolidate", fingerprint=plan.fingerprint).inputs == inputs
+    except InputError:
+        return False
+
+
+def _trained(run: RunDir) -> int:
+    return int(pl.read_parquet(run.ensemble / "ledger.parquet")["gene_id"].n_unique())

@@ -1,0 +1,1 @@
+"""Honest evaluation of a run and its report."""

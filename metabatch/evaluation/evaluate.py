@@ -1,0 +1,126 @@
+"""`evaluate`: score honestly, compare with the base, write metrics, figures and the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import polars as pl
+
+from metabatch.data.shards import verify_unchanged
+from metabatch.ensemble.bundle import load_bundle
+from metabatch.errors import InputError
+from metabatch.evaluation.comparison import compare, load_scored, per_gene, scored_rows
+from metabatch.evaluation.figures import draw_figures
+from metabatch.evaluation.honest import read_oof, score
+from metabatch.evaluation.report import render
+from metabatch.resources.limits import cpu_count, memory_limits
+from metabatch.resources.signals import stop_on_signal
+from metabatch.resources.usage import Accounts
+from metabatch.rundir.fingerprint import open_plan, read_genes
+from metabatch.rundir.layout import RunDir
+from metabatch.rundir.manifests import Plan, save
+from metabatch.rundir.markers import MARKER, check_stage, finish_stage, is_marked
+from metabatch.rundir.publish import attempt_folder, sha256_file, write_bytes
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    metrics: dict[str, Any]
+    report: Path
+    already: bool
+
+
+def evaluate(run: RunDir, *, threads: int | None = None, force: bool = False) -> EvaluateResult:
+    """Evaluate the ensemble of a run.
+
+    Raises
+    ------
+    InputError
+        No valid ensemble, changed data, or nothing was kept back to evaluate on.
+    """
+    plan = open_plan(run)
+    try:
+        check_stage(run.ensemble, stage="consolidate", fingerprint=plan.fingerprint)
+    except InputError as error:
+        raise InputError(
+            f"the ensemble cannot be used: {error.found}",
+            where=str(run.ensemble),
+            next_step=f"bin/consolidate {run.root}",
+        ) from None
+    inputs = {"ensemble": sha256_file(run.ensemble / MARKER)}
+    report = run.evaluation / "report.html"
+    if not force and _is_current(run, plan, inputs):
+        return EvaluateResult(read_metrics(run), report, already=True)
+    verify_unchanged(plan.dataset)
+    model = load_bundle(run.ensemble, threads=threads or cpu_count())
+    groups = _groups(run, plan)
+    accounts = Accounts()
+    with stop_on_signal() as stop, attempt_folder(run.evaluation) as folder:
+        with accounts.phase("score") as phase:
+            scored = score(run, plan, model, folder, stop)
+            phase.rows_read, phase.rows_asked = scored.count.read, scored.count.asked
+        with accounts.phase("metrics"):
+            rows = load_scored(folder / "predictions.parquet", plan, groups)
+            metrics: dict[str, Any] = {
+                "format_version": 1, "how": scored.how, "genes": scored.genes, "rows": scored.rows,
+                "weighted_by": plan.columns.weight,
+            }  # fmt: skip
+            metrics |= compare(rows, plan, scored.members)
+            metrics["out_of_fold"] = (
+                _out_of_fold(run, plan, groups) if plan.holdout.genes and plan.options.n_folds else None
+            )
+            for scratch in scored.members.values():
+                scratch.unlink()
+        with accounts.phase("report"):
+            per_gene(rows, plan).write_parquet(folder / "per_gene.parquet")
+            figures = draw_figures(rows, plan.columns.classes, folder / "figures")
+            save(folder / "metrics.json", metrics)
+            metrics = msgspec.json.decode((folder / "metrics.json").read_bytes())
+            write_bytes(folder / "report.html", render(run, plan, metrics, figures).encode())
+        limit = memory_limits()[0]
+        usage = accounts.usage(
+            predicted_peak_bytes=0, budget_bytes=limit.bytes, budget_source=limit.source, threads=threads or cpu_count()
+        )
+        save(folder / "resource_usage.json", usage)
+        finish_stage(folder, run.evaluation, stage="evaluate", fingerprint=plan.fingerprint, inputs=inputs)
+    return EvaluateResult(metrics, report, already=False)
+
+
+def read_metrics(run: RunDir) -> dict[str, Any]:
+    return dict(msgspec.json.decode((run.evaluation / "metrics.json").read_bytes()))
+
+
+def _is_current(run: RunDir, plan: Plan, inputs: dict[str, str]) -> bool:
+    if not is_marked(run.evaluation):
+        return False
+    try:
+        return check_stage(run.evaluation, stage="evaluate", fingerprint=plan.fingerprint).inputs == inputs
+    except InputError:
+        return False
+
+
+def _groups(run: RunDir, plan: Plan) -> dict[str, str]:
+    genes = read_genes(run)
+    unit = "split_group" if plan.columns.split else "gene_id"
+    return dict(zip(genes["gene_id"], genes[unit], strict=True))
+
+
+def _out_of_fold(run: RunDir, plan: Plan, groups: dict[str, str]) -> dict[str, Any]:
+    """Base and meta on the training genes' out-of-fold rows, each gene from the instance where it is core."""
+    core = pl.read_parquet(run.assignments).filter(pl.col("role") == "core")
+    parts: list[pl.DataFrame] = []
+    for planned in plan.instances:
+        mine = core.filter(pl.col("instance") == planned.index)["gene_id"]
+        narrow = ["gene_id", "label", "weight", *(f"{c}_score" for c in plan.columns.scores),
+                  *(f"{c}_meta" for c in plan.columns.classes)]  # fmt: skip
+        for table in read_oof(run.instance(planned.index).root / "oof.parquet", mine, plan):
+            parts.append(pl.DataFrame(pl.from_arrow(table.select(narrow))))
+    rows = scored_rows(pl.concat(parts), plan, groups)
+    found = compare(rows, plan, {})
+    return {
+        "how": "training genes, out of fold", "genes": len(rows.gene_names), "rows": len(rows.label),
+        **{k: found[k] for k in ("base", "meta", "difference")},
+    }  # fmt: skip

@@ -1,0 +1,139 @@
+"""Prediction on parquet of any size: one batch in memory at a time, one output part per input file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from metabatch import __version__
+from metabatch.data.batches import Reader, carried, whole_files
+from metabatch.data.schema import ColumnInfo, union_schema
+from metabatch.data.shards import find_parquet
+from metabatch.ensemble.bundle import find_bundle, load_bundle
+from metabatch.ensemble.estimator import MetaModel
+from metabatch.errors import InputError
+from metabatch.resources.progress import Progress
+from metabatch.resources.signals import stop_on_signal
+from metabatch.rundir.fingerprint import hash_texts
+from metabatch.rundir.markers import MARKER, check_stage, finish_stage, is_marked
+from metabatch.rundir.publish import attempt_folder, sha256_file
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    rows: int
+    parts: int
+    already: bool
+
+
+def predict(
+    model: str | os.PathLike[str], data: str | os.PathLike[str], out: Path, *, fill_missing_kmers: bool = False,
+    threads: int | None = None, force: bool = False,
+) -> PredictResult:  # fmt: skip
+    """Write a folder of parquet parts: group and id columns, base scores, `{class}_meta`.
+
+    Parameters
+    ----------
+    model : path
+        Run directory, bundle or copied bundle.
+    data : path
+        Parquet file or folder. A column absent from some of its files is filled as in training; absent
+        from all, it is an error.
+    out : Path
+        New folder; it appears complete, with a done.json, or not at all.
+
+    Raises
+    ------
+    InputError
+        Features missing, unusable values, or `out` holding something else.
+    """
+    estimator = load_bundle(model, fill_missing_kmers=fill_missing_kmers, threads=threads)
+    files = find_parquet(data)
+    schema = union_schema(files)
+    estimator.check_columns(list(schema), where=str(data))
+    _check_types(estimator, schema, str(data))
+    inputs = {"model": sha256_file(find_bundle(model) / MARKER)} | {f.name: sha256_file(f) for f in files}
+    fingerprint = hash_texts([estimator.bundle.fingerprint, *(f"{k} {v}" for k, v in sorted(inputs.items()))])
+    if out.exists() and not force:
+        if is_marked(out):
+            done = check_stage(out, stage="predict", fingerprint=fingerprint)
+            rows = sum(pq.read_metadata(out / name).num_rows for name in done.files)
+            return PredictResult(rows, len(done.files), already=True)
+        if not out.is_dir() or any(p for p in out.iterdir() if not p.name.startswith(".attempt-")):
+            raise InputError(
+                f"{out} exists and holds other files", expected="a new folder", next_step="choose another OUT"
+            )
+    rows, parts = 0, 0
+    if force and out.is_dir() and is_marked(out):
+        shutil.rmtree(out)
+    with _no_empty_folder(out), stop_on_signal() as stop, attempt_folder(out) as folder:
+        total = sum(pq.read_metadata(f).num_rows for f in files)
+        with Progress("predict", total, "rows") as progress:
+            for number, file in enumerate(files):
+                written = 0
+                for batch in _predict_file(estimator, file, folder / f"part-{number:05d}.parquet"):
+                    written += batch
+                    progress.advance(batch)
+                    stop.check()
+                rows, parts = rows + written, parts + (written > 0)
+        finish_stage(folder, out, stage="predict", fingerprint=fingerprint, inputs=inputs)
+    return PredictResult(rows, parts, already=False)
+
+
+@contextlib.contextmanager
+def _no_empty_folder(out: Path) -> Iterator[None]:
+    """Take `out` away again when the block fails before anything was published into it."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # not empty: it was there before
+            out.rmdir()
+        raise
+
+
+def _check_types(estimator: MetaModel, schema: Mapping[str, ColumnInfo], where: str) -> None:
+    for name in estimator.feature_names:
+        if name in schema and schema[name].dtype is None and schema[name].arrow_type != "null":
+            raise InputError(f"column {name} holds {schema[name].arrow_type}", expected="numbers", where=where)
+
+
+def _predict_file(estimator: MetaModel, file: Path, target: Path) -> Iterator[int]:
+    """Predict one file batch by batch; yields the rows of each batch written."""
+    columns = estimator.bundle.columns
+    names = [*estimator.feature_names, columns.group, *columns.ids, *columns.scores.values()]
+    writer: pq.ParquetWriter | None = None
+    metadata = {
+        "metabatch_version": __version__,
+        "model_fingerprint": estimator.bundle.fingerprint,
+        "source": file.name,
+    }
+    try:
+        for table in Reader(whole_files([file]), names, columns.group):
+            part = output_batch(estimator, table, file.name)
+            if writer is None:
+                writer = pq.ParquetWriter(target, part.schema.with_metadata(metadata), compression="zstd")
+            writer.write_table(part.cast(writer.schema) if part.schema != writer.schema else part)
+            yield part.num_rows
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def output_batch(estimator: MetaModel, table: pa.Table, where: str) -> pa.Table:
+    """Group and id columns, `{class}_score` where the data has it, `{class}_meta` (float32)."""
+    columns = estimator.bundle.columns
+    proba = estimator.predict_batch(table, where=where)
+    data: dict[str, object] = dict(carried(table, [columns.group, *columns.ids]))
+    for name, column in columns.scores.items():
+        if column in table.column_names:
+            data[f"{name}_score"] = table.column(column).cast(pa.float32())
+    for code, name in enumerate(columns.classes):
+        data[f"{name}_meta"] = pa.array(proba[:, code].astype("float32"))
+    return pa.table(data)

@@ -1,0 +1,1 @@
+"""Metrics for weighted, rare classes, and bootstrap intervals by gene."""

@@ -1,0 +1,1 @@
+"""A trained member: boosters plus calibration, shared by training, evaluation and inference."""

@@ -1,0 +1,1 @@
+"""Deciding what to train where: memory law, gene allocation, holdout, strategies."""

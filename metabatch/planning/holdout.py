@@ -1,0 +1,85 @@
+"""Which genes are drawn, and which are set aside for the honest evaluation."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from metabatch.data.partition import partition, seeded_rank, sizes_of, units_of
+from metabatch.errors import InputError
+from metabatch.options import Options
+from metabatch.rundir.manifests import Columns
+
+
+def draw_sample(genes: pl.DataFrame, columns: Columns, number: int, seed: int) -> pl.DataFrame:
+    """`number` complete genes drawn over the whole data set; split groups are taken whole.
+
+    Returns
+    -------
+    polars.DataFrame
+        The chosen rows of `genes`. At most `number` genes; fewer only when whole split groups do not add
+        up to it.
+    """
+    if number > genes.height:
+        raise InputError(f"--sample-genes {number}, but the data set has {genes.height} genes")
+    units = units_of(genes, len(columns.classes), by_split=columns.split is not None)
+    rank = seeded_rank(units["unit"].to_list(), seed)
+    chosen: list[str] = []
+    for position in rank.argsort():
+        members = units["members"][int(position)]
+        if len(chosen) + len(members) <= number:
+            chosen += members.to_list()
+    if len(chosen) < 2:
+        raise InputError(
+            f"--sample-genes {number} holds fewer than two genes when every {columns.split} is kept whole",
+            next_step="ask for more genes",
+        )
+    return genes.filter(pl.col("gene_id").is_in(chosen))
+
+
+def choose_holdout(genes: pl.DataFrame, columns: Columns, options: Options) -> tuple[pl.Series, str]:
+    """Mark the holdout genes.
+
+    By chromosome when `--holdout-chrom` is given; otherwise `--holdout-fraction` of the genes, stratified
+    by genes, rows and rows per class, split groups kept whole.
+
+    Returns
+    -------
+    mask : polars.Series of bool, shape (genes,)
+    how : str
+        One sentence for plan.json and the report.
+    """
+    if options.holdout_chrom:
+        have = set(genes["chrom"].drop_nulls().to_list()) - {""}
+        unknown = sorted(set(options.holdout_chrom) - have)
+        if unknown:
+            raise InputError(
+                f"--holdout-chrom {', '.join(unknown)}: no such chromosome in the data set",
+                expected=f"some of {', '.join(sorted(have)[:30])}" if have else "an id column chrom",
+            )
+        mask = genes["chrom"].is_in(list(options.holdout_chrom))
+        how = f"genes on {', '.join(options.holdout_chrom)}"
+    elif options.holdout_fraction == 0:
+        return pl.Series([False] * genes.height, dtype=pl.Boolean), "none: evaluation uses out-of-fold scores"
+    else:
+        units = units_of(genes, len(columns.classes), by_split=columns.split is not None)
+        rank = seeded_rank(units["unit"].to_list(), options.seed)
+        fraction = options.holdout_fraction
+        bins = partition(sizes_of(units, len(columns.classes)), [fraction, 1 - fraction], rank)
+        out = units.filter(pl.Series(bins == 0))["members"].explode()
+        mask = genes["gene_id"].is_in(out.implode())
+        unit = f"whole {columns.split} groups" if columns.split else "genes"
+        how = f"{fraction:.0%} of the genes, {unit}, stratified by size and classes, seed {options.seed}"
+    held = int(mask.sum())
+    if held == 0 or held == genes.height:
+        raise InputError(
+            f"the holdout would hold {held} of {genes.height} genes",
+            expected="at least one gene on either side",
+            next_step="change --holdout-fraction, or use --holdout-fraction 0 (out-of-fold evaluation)",
+        )
+    for code, name in enumerate(columns.classes):
+        if not genes.filter(~mask)[f"n_{code}"].sum():
+            raise InputError(
+                f"no training row of class {name} is left besides the holdout",
+                next_step="change --holdout-fraction or --seed, or use --holdout-fraction 0",
+            )
+    return mask, how

@@ -1,0 +1,151 @@
+"""The memory law: what an instance will need, from rows, features and the data's own density.
+
+    peak = baseline + matrix + rows x c + max(sketch + batch, histograms)
+
+(building the matrix and growing trees do not overlap, so the larger of the two transients counts).
+
+Constants were measured with ``benchmarks/memory_law.py`` (xgboost 3.4, CPU hist, max_bin 256); they
+describe how XGBoost stores a quantised matrix:
+
+* no missing value anywhere: one byte of bin index and one of column index per cell, 2.25 B with slack;
+* any missing value: four bytes per stored cell, and per column either one byte per row (at least 20 %
+  stored) or eight more bytes per stored cell (sparser), plus 0.32 B per cell of slack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from metabatch.data.batches import BATCH_ROWS
+from metabatch.options import Options
+from metabatch.rundir.manifests import FeatureSet
+
+BASELINE_BYTES = 265 << 20
+DENSE_CELL_BYTES = 2.25
+STORED_CELL_BYTES = 4.0
+SPARSE_COLUMN_BYTES = 8.0
+SPARSE_COLUMN_BELOW = 0.2
+MISSING_CELL_SLACK = 0.32
+SKETCH_BYTES_PER_FEATURE = 90 << 10
+HISTOGRAM_BYTES_PER_BIN = 16
+ROW_BYTES = 90
+# Seconds per cell and tree on two cores: dense and zero-as-missing (FIELD_NOTES: 0.75 s and 0.16 s for
+# 408k x 1,167), and per cell of matrix construction.
+DENSE_TREE_SECONDS = 1.6e-9
+STORED_TREE_SECONDS = 1.8e-9
+BUILD_SECONDS = 1.0e-7
+EXTERNAL_SLOWDOWN = 2.6
+
+
+@dataclass(frozen=True)
+class MemoryLaw:
+    """Bytes for one data set and one set of options."""
+
+    cell_bytes: float
+    fixed_bytes: int
+    build_bytes: int
+    row_bytes: int
+    features: int
+    stored_fraction: float
+    max_depth: int
+    node_bytes: int
+    per_gene_bytes: float | None
+
+    def in_memory(self, rows: int, genes: int) -> int:
+        """Predicted peak of an instance that holds its matrix in memory, bytes."""
+        if self.per_gene_bytes is not None:
+            return round(genes * self.per_gene_bytes)
+        return round(self._common(rows) + rows * self.features * self.cell_bytes)
+
+    def external(self, rows: int) -> int:
+        """Predicted peak of anonymous memory with the matrix in pages on disk, bytes."""
+        page = min(rows, BATCH_ROWS * 4) * self.features * self.cell_bytes
+        return round(self._common(rows) + 2 * page)
+
+    def page_bytes(self, rows: int) -> int:
+        """Size of the page files on disk, bytes (FIELD_NOTES: 11.5 GB for 3.73M x 1,167)."""
+        return round(rows * self.features * max(self.cell_bytes, 1.0) * 1.3)
+
+    def rows_that_fit(self, budget: int) -> int:
+        """The most rows an in-memory instance may have within `budget` bytes; 0 when none."""
+        if self._common(0) >= budget:
+            return 0
+        low, high = 0, budget
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._common(middle) + middle * self.features * self.cell_bytes <= budget:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def seconds(self, rows: int, options: Options, *, external: bool, threads: int) -> float:
+        """Rough expected duration of one instance, seconds."""
+        cells = rows * self.features
+        per_tree = cells * (
+            DENSE_TREE_SECONDS if self.stored_fraction >= 1 else STORED_TREE_SECONDS * self.stored_fraction
+        )
+        boosters = len(options.classes) * (options.n_folds + 1)
+        trees = options.n_estimators * (0.5 if options.n_folds and options.early_stopping_patience else 1.0)
+        slow = EXTERNAL_SLOWDOWN if external else 1.0
+        return (
+            5 + cells * BUILD_SECONDS * 2 / max(threads, 1) + slow * boosters * trees * per_tree * 2 / max(threads, 1)
+        )
+
+    def _common(self, rows: int) -> int:
+        # A tree of depth d has at most 2^d leaves, and no more nodes than a few rows each allow.
+        nodes = min(2**self.max_depth, max(1, rows // 16))
+        return self.fixed_bytes + rows * self.row_bytes + max(self.build_bytes, nodes * self.node_bytes)
+
+    def describe(self) -> dict[str, float]:
+        """The law's numbers for plan.json."""
+        return {
+            "cell_bytes": round(self.cell_bytes, 4),
+            "fixed_bytes": self.fixed_bytes,
+            "build_bytes": self.build_bytes,
+            "row_bytes": self.row_bytes,
+            "histogram_node_bytes": self.node_bytes,
+            "stored_fraction": round(self.stored_fraction, 6),
+            **({} if self.per_gene_bytes is None else {"per_gene_bytes": self.per_gene_bytes}),
+        }
+
+
+def cell_bytes(features: FeatureSet) -> float:
+    """Mean bytes per cell of the quantised matrix."""
+    if not features.has_missing:
+        return DENSE_CELL_BYTES
+    costs = [
+        d * (STORED_CELL_BYTES + SPARSE_COLUMN_BYTES) if d < SPARSE_COLUMN_BELOW else d * STORED_CELL_BYTES + 1.0
+        for d in features.densities
+    ]
+    return sum(costs) / len(costs) + MISSING_CELL_SLACK
+
+
+def memory_law(features: FeatureSet, options: Options, largest_batch: int, classes: int) -> MemoryLaw:
+    """The law for a data set.
+
+    Parameters
+    ----------
+    largest_batch : int
+        Bytes of the largest decoded batch plus its compressed row group.
+    classes : int
+        Number of classes (out-of-fold scores are held for each).
+    """
+    count = len(features.features)
+    bins = sum(_bins(features.distinct_at_most, options.max_bin))
+    return MemoryLaw(
+        cell_bytes=cell_bytes(features),
+        fixed_bytes=BASELINE_BYTES,
+        build_bytes=count * SKETCH_BYTES_PER_FEATURE + largest_batch,
+        row_bytes=ROW_BYTES + 8 * classes,
+        features=count,
+        stored_fraction=sum(features.densities) / count,
+        max_depth=options.max_depth,
+        node_bytes=bins * HISTOGRAM_BYTES_PER_BIN,
+        per_gene_bytes=None if options.memory_per_gene_mb is None else options.memory_per_gene_mb * 2**20,
+    )
+
+
+def _bins(distinct: Sequence[int | None], max_bin: int) -> list[int]:
+    return [max_bin if d is None else min(max_bin, d) for d in distinct]

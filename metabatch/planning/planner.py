@@ -1,0 +1,308 @@
+"""`plan`: from a data set and options to plan.json and its tables."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import polars as pl
+
+from metabatch import __version__
+from metabatch.data.batches import BATCH_ROWS, RowCount
+from metabatch.data.index import GeneIndex, build_index, class_column, pieces_for
+from metabatch.data.partition import units_of
+from metabatch.data.schema import classify, resolve_columns, union_schema
+from metabatch.data.shards import find_parquet, open_parquet, scan_shards
+from metabatch.data.statistics import measure_features
+from metabatch.errors import InputError
+from metabatch.options import Options, validate
+from metabatch.planning.allocation import Allocation
+from metabatch.planning.holdout import choose_holdout, draw_sample
+from metabatch.planning.memory import MemoryLaw, memory_law
+from metabatch.planning.profiles import apply_profile
+from metabatch.planning.strategies import DEFAULT_CAP_GB, GIB, Choice, choose
+from metabatch.resources.limits import cpu_count, memory_limits
+from metabatch.rundir.fingerprint import dataset_fingerprint, plan_fingerprint
+from metabatch.rundir.layout import RunDir, foreign_entries
+from metabatch.rundir.manifests import (
+    Booster,
+    Budget,
+    Columns,
+    Dataset,
+    FeatureSet,
+    Holdout,
+    Plan,
+    PlannedInstance,
+    Shard,
+    load,
+    save,
+)
+from metabatch.rundir.publish import attempt_folder, publish_files, sha256_file
+
+log = logging.getLogger(__name__)
+TABLES = ("genes.parquet", "assignments.parquet", "segments.parquet", "features.json")
+
+
+@dataclass(frozen=True)
+class PlanResult:
+    """`plan.json` as decided, and whether it was there already."""
+
+    plan: Plan
+    already: bool
+
+
+def make_plan(
+    dataset: Path, run: RunDir, options: Options, explicit: Collection[str] = (), *, force: bool = False
+) -> PlanResult:
+    """Decide everything and write the run directory; plan.json comes last.
+
+    Parameters
+    ----------
+    explicit : collection of str
+        Option fields the user gave (they win over a profile).
+    force : bool
+        Replace another plan in `run`, and discard what was trained under it.
+
+    Raises
+    ------
+    InputError, BudgetError
+        Nothing is written then.
+    """
+    validate(options)
+    budget, memory = decide_budget(options)
+    options, lowered = apply_profile(options, explicit, memory)
+    shards = scan_shards(dataset)
+    existing = _existing(run, options, shards, force=force)
+    if existing is not None:
+        return PlanResult(existing, already=True)
+
+    place = dataset.resolve()
+    by_name = {p.name: p for p in find_parquet(place)}
+    files = [by_name[s.name] for s in shards]
+    schema = union_schema(files)
+    columns = resolve_columns(schema, options)
+    candidates, excluded = classify(schema, columns, options)
+    index = build_index(files, [s.row_groups for s in shards], columns)
+    genes = index.genes
+    if options.sample_genes is not None:
+        genes = draw_sample(genes, columns, options.sample_genes, options.seed)
+    count = RowCount()
+    pieces = pieces_for(index.segments, genes["gene_id"].to_list(), files)
+    features = measure_features(pieces, int(genes["rows"].sum()), candidates, excluded, columns.group, count)
+    log.info("feature scan: %s rows read for %s asked", f"{count.read:,}", f"{count.asked:,}")
+
+    held, how = choose_holdout(genes, columns, options)
+    training = genes.filter(~held)
+    warnings = [*index.warnings, *features.notes, *_training_problems(training, columns, options)]
+    law = memory_law(features, options, _largest_batch(files, features), len(columns.classes))
+    choice, why, alternatives = choose(training, columns, options, law, budget)
+    allocation = choice.allocation
+    if allocation is None:
+        raise RuntimeError("a chosen strategy has no allocation")
+
+    plan = Plan(
+        metabatch_version=__version__,
+        fingerprint="",
+        dataset=Dataset(
+            path=str(place), genes=genes.height, positions=int(genes["rows"].sum()),
+            features=len(features.features), shards=tuple(shards),
+        ),
+        columns=columns,
+        strategy=choice.strategy,  # type: ignore[arg-type]
+        why=why,
+        alternatives=alternatives,
+        budget=budget,
+        memory_law=law.describe(),
+        seed=options.seed,
+        holdout=Holdout(genes=int(held.sum()), rows=int(genes.filter(held)["rows"].sum() or 0), how=how),
+        coverage=_coverage(allocation, training.height),
+        allocation_unit=allocation.unit,
+        instances=_instances(training, allocation, choice, law, budget, options),
+        options=options,
+        lowered=lowered,
+        booster=_booster(columns),
+        warnings=tuple(warnings),
+        tables={},
+    )  # fmt: skip
+    return PlanResult(_write(run, plan, index, genes, held, training, allocation, features, force=force), already=False)
+
+
+def decide_budget(options: Options) -> tuple[Budget, int]:
+    """The memory one instance may use, and the memory by which a profile is chosen, bytes.
+
+    An explicit cap is the budget of the jobs, whatever this (login) node has; without one it is the
+    smaller of the default cap and safety factor x the memory that can be had here.
+    """
+    if options.max_memory_per_instance_gb is not None:
+        size = round(options.max_memory_per_instance_gb * GIB)
+        return Budget(bytes=size, source=f"--max-memory-per-instance-gb {options.max_memory_per_instance_gb:g}"), size
+    limit = memory_limits()[0]
+    available = round(limit.bytes * options.safety_factor)
+    cap = round(DEFAULT_CAP_GB * GIB)
+    if cap <= available:
+        return Budget(bytes=cap, source=f"default cap of {DEFAULT_CAP_GB:g} GB per instance"), limit.bytes
+    source = f"{options.safety_factor:g} x {limit.bytes / GIB:.1f} GB ({limit.source})"
+    return Budget(bytes=available, source=source), limit.bytes
+
+
+def _existing(run: RunDir, options: Options, shards: Sequence[Shard], *, force: bool) -> Plan | None:
+    """The plan already there when it is the same; an InputError when it is another."""
+    strangers = foreign_entries(run.root)
+    if strangers and not run.plan.exists():
+        raise InputError(
+            f"{run.root} holds other files ({', '.join(strangers[:5])})", expected="a new or empty run directory"
+        )
+    if run.root.exists() and not run.root.is_dir():
+        raise InputError(f"{run.root} is a file", expected="a new or empty run directory")
+    if not run.plan.exists() or force:
+        return None
+    plan = load(run.plan, Plan)
+    if dataset_fingerprint(plan.dataset.shards) != dataset_fingerprint(shards):
+        raise InputError(
+            f"{run.root} holds a plan for other data (the content of the shards differs)",
+            where=plan.dataset.path,
+            next_step="choose a new run directory, or --force to replace the plan and discard what it trained",
+        )
+    if plan.options != options:
+        old, new = msgspec.structs.asdict(plan.options), msgspec.structs.asdict(options)
+        changed = [f"{k} {old[k]} -> {new[k]}" for k in old if old[k] != new[k]]
+        raise InputError(
+            f"{run.root} holds a plan with other options: {'; '.join(changed)}",
+            expected="the same options (a plan never changes)",
+            next_step="choose a new run directory, or --force to replace the plan and discard what it trained",
+        )
+    return plan
+
+
+def _training_problems(training: pl.DataFrame, columns: Columns, options: Options) -> list[str]:
+    """Refuse what cannot be cross-validated; warn about what is thin."""
+    units = units_of(training, len(columns.classes), by_split=columns.split is not None)
+    unit = columns.split or columns.group
+    if options.n_folds > units.height:
+        raise InputError(
+            f"--n-folds {options.n_folds}, but only {units.height} {unit} value(s) to train on",
+            next_step=f"--n-folds {units.height}" if units.height > 1 else "--n-folds 0 --calibration none",
+        )
+    found = []
+    for code, name in enumerate(columns.classes):
+        having = units.filter(pl.col(class_column(code)) > 0).height
+        if having == 0 or (options.n_folds and having < 2):
+            raise InputError(
+                f"class {name} occurs in {having} {unit} value(s) of the training part",
+                expected="at least 2, so that it can be learned and checked on a held-out fold",
+                next_step="give more data, or leave the class out with --classes",
+            )
+        if options.n_folds and having < options.n_folds:
+            found.append(
+                f"class {name} occurs in {having} {unit} values only: some folds have none, their metrics are null"
+            )
+    return found
+
+
+def _booster(columns: Columns) -> Booster:
+    if columns.weight:
+        return Booster(
+            base_score=0.5, min_child_weight=0.1,
+            because=f"weights of {columns.weight} on their own scale: rare classes keep theirs",
+        )  # fmt: skip
+    return Booster(base_score=0.5, min_child_weight=1.0, because="no weights")
+
+
+def _coverage(allocation: Allocation, total: int) -> float:
+    covered = {int(g) for part in allocation.core for g in part}
+    if len(covered) != total:
+        raise RuntimeError(f"allocation covers {len(covered)} of {total} genes")
+    return 1.0
+
+
+def _instances(
+    genes: pl.DataFrame, allocation: Allocation, choice: Choice, law: MemoryLaw, budget: Budget, options: Options
+) -> tuple[PlannedInstance, ...]:
+    rows = allocation.rows(genes["rows"].to_numpy())
+    external = choice.strategy == "external"
+    planned = []
+    for index, (core, overlap) in enumerate(zip(allocation.core, allocation.overlap, strict=True)):
+        size, count = int(rows[index]), len(core) + len(overlap)
+        peak = law.external(size) if external else law.in_memory(size, count)
+        request = min(budget.bytes, round(peak * 1.1) + (128 << 20))
+        planned.append(
+            PlannedInstance(
+                index=index,
+                genes=count,
+                core_genes=len(core),
+                overlap_genes=len(overlap),
+                rows=size,
+                predicted_peak_bytes=peak,
+                mem_request_mb=math.ceil(request / (1 << 20)),
+                expected_seconds=round(
+                    law.seconds(size, options, external=external, threads=options.threads or cpu_count()), 1
+                ),
+                page_bytes=law.page_bytes(size) if external else 0,
+            )
+        )
+    return tuple(planned)
+
+
+def _largest_batch(files: Sequence[Path], features: FeatureSet) -> int:
+    """Bytes of the largest compressed row group plus a decoded batch and its copy."""
+    compressed = rows = 0
+    for file in files:
+        with open_parquet(file) as parquet:
+            for i in range(parquet.num_row_groups):
+                group = parquet.metadata.row_group(i)
+                rows = max(rows, group.num_rows)
+                size = sum(group.column(c).total_compressed_size for c in range(group.num_columns))
+                compressed = max(compressed, size)
+    widths = sum(4 if f.dtype.endswith("32") else 2 if f.dtype.endswith("16") else 1 for f in features.features)
+    return compressed + 2 * min(rows, BATCH_ROWS) * widths
+
+
+def _write(
+    run: RunDir, plan: Plan, index: GeneIndex, genes: pl.DataFrame, held: pl.Series, training: pl.DataFrame,
+    allocation: Allocation, features: FeatureSet, *, force: bool,
+) -> Plan:  # fmt: skip
+    with attempt_folder(run.root) as folder:
+        _gene_table(genes, held, plan.columns).write_parquet(folder / "genes.parquet")
+        _assignment_table(training, allocation).write_parquet(folder / "assignments.parquet")
+        names = genes["gene_id"].implode()
+        index.segments.filter(pl.col("gene_id").is_in(names)).write_parquet(folder / "segments.parquet")
+        save(folder / "features.json", features)
+        tables = {name: sha256_file(folder / name) for name in TABLES}
+        decided = msgspec.structs.replace(plan, tables=tables)
+        decided = msgspec.structs.replace(decided, fingerprint=plan_fingerprint(decided))
+        if force:
+            _discard(run)
+        publish_files(folder, run.root)
+        save(run.plan, decided)
+    return decided
+
+
+def _discard(run: RunDir) -> None:
+    """Invalidate everything made under the plan being replaced: markers first, so that nothing half-old counts."""
+    run.plan.unlink(missing_ok=True)
+    for marker in run.root.glob("**/done.json"):
+        marker.unlink()
+
+
+def _gene_table(genes: pl.DataFrame, held: pl.Series, columns: Columns) -> pl.DataFrame:
+    counts = {class_column(i): f"n_{name}" for i, name in enumerate(columns.classes)}
+    part = pl.when(held).then(pl.lit("holdout")).otherwise(pl.lit("train")).alias("split")
+    table = genes.rename(counts).rename({"split": "split_group"}).with_columns(part)
+    return table if columns.split else table.drop("split_group")
+
+
+def _assignment_table(training: pl.DataFrame, allocation: Allocation) -> pl.DataFrame:
+    names = training["gene_id"]
+    parts = []
+    for index, pair in enumerate(zip(allocation.core, allocation.overlap, strict=True)):
+        for role, members in zip(("core", "overlap"), pair, strict=True):
+            parts.append(
+                pl.DataFrame({"instance": index, "gene_id": names[members.tolist()], "role": role}).cast(
+                    {"instance": pl.Int32}
+                )
+            )
+    return pl.concat(parts).sort("instance", "gene_id")

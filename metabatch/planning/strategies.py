@@ -1,0 +1,219 @@
+"""Which strategy fits the budget: single, multi-instance, external; the fastest that fits, or a refusal."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import polars as pl
+
+from metabatch.data.index import class_column
+from metabatch.errors import BudgetError
+from metabatch.options import Options
+from metabatch.planning.allocation import Allocation, allocate, instance_count, smallest_covering_size
+from metabatch.planning.memory import MemoryLaw
+from metabatch.rundir.manifests import Alternative, Budget, Columns
+
+MIN_GENES, MAX_GENES = 500, 5000
+DEFAULT_CAP_GB = 15.0
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A strategy with its instances and prediction; `refusal` says why it cannot be had."""
+
+    strategy: str
+    allocation: Allocation | None
+    peak: int | None
+    relative_time: float | None
+    refusal: str | None = None
+    hint: str | None = None
+
+
+def choose(
+    genes: pl.DataFrame, columns: Columns, options: Options, law: MemoryLaw, budget: Budget
+) -> tuple[Choice, str, tuple[Alternative, ...]]:
+    """Decide the strategy.
+
+    Returns
+    -------
+    choice : Choice
+    why : str
+    alternatives : tuple of Alternative
+        All three, so that a person sees the trade.
+
+    Raises
+    ------
+    BudgetError
+        When the forced strategy, or every strategy, would exceed the budget; says what would work.
+    """
+    choices = {
+        "single": _single(genes, law, budget, options),
+        "multi-instance": _multi(genes, columns, options, law, budget),
+        "external": _external(genes, law, budget),
+    }
+    if options.strategy != "auto":
+        chosen = choices[options.strategy]
+        if chosen.refusal is not None:
+            _refuse(choices, budget, options, f"--strategy {options.strategy} does not fit: {chosen.refusal}", chosen)
+        why = f"--strategy {options.strategy}"
+    else:
+        fitting = [c for c in choices.values() if c.refusal is None]
+        if not fitting:
+            _refuse(choices, budget, options, "no strategy fits the budget", choices["external"])
+        chosen = fitting[0]  # in order of speed: one matrix, several in parallel, pages on disk
+        passed = [f"{c.strategy}: {c.refusal}" for c in choices.values() if c.refusal is not None]
+        why = "fastest that fits the budget" + (f" ({'; '.join(passed)})" if passed else "")
+    alternatives = tuple(
+        Alternative(
+            strategy=c.strategy,
+            instances=len(c.allocation.core) if c.allocation else 0,
+            predicted_peak_bytes=c.peak,
+            relative_time=c.relative_time,
+            why_not=None if c is chosen else c.refusal or "not the fastest that fits"
+            if options.strategy == "auto" else c.refusal or f"--strategy {options.strategy} was asked for",
+        )
+        for c in choices.values()
+    )  # fmt: skip
+    return chosen, why, alternatives
+
+
+def _single(genes: pl.DataFrame, law: MemoryLaw, budget: Budget, options: Options) -> Choice:
+    rows = int(genes["rows"].sum())
+    peak = law.in_memory(rows, genes.height)
+    refusal = _over(peak, budget)
+    return Choice("single", _everything(genes), peak, 1.0, refusal)
+
+
+def _external(genes: pl.DataFrame, law: MemoryLaw, budget: Budget) -> Choice:
+    peak = law.external(int(genes["rows"].sum()))
+    return Choice("external", _everything(genes), peak, 2.6, _over(peak, budget))
+
+
+def _everything(genes: pl.DataFrame) -> Allocation:
+    index = pl.int_range(genes.height, eager=True).to_numpy()
+    return Allocation([index], [index[:0]], "gene")
+
+
+def _over(peak: int, budget: Budget) -> str | None:
+    if peak <= budget.bytes:
+        return None
+    return f"needs {_gb(peak)}, {100 * peak / budget.bytes:.0f} % of the budget of {_gb(budget.bytes)}"
+
+
+def _multi(genes: pl.DataFrame, columns: Columns, options: Options, law: MemoryLaw, budget: Budget) -> Choice:
+    total = genes.height
+    if total < options.min_instances:
+        return _no(f"{total} training genes are fewer than {options.min_instances} instances")
+    capacity = law.rows_that_fit(budget.bytes)
+    size = _genes_that_fit(genes, options, law, budget, capacity)
+    if size < 1:
+        need = law.in_memory(int(genes["rows"].min()), 1)  # type: ignore[arg-type]
+        return _no(f"not even one gene fits {_gb(budget.bytes)}", f"--max-memory-per-instance-gb {_up(need)}")
+    giant = genes.sort("rows", "gene_id", descending=[True, False]).row(0, named=True)
+    if law.per_gene_bytes is None and giant["rows"] > capacity:
+        need = law.in_memory(giant["rows"], 1)
+        return _no(
+            f"gene {giant['gene_id']} alone has {giant['rows']:,} rows and needs {_gb(need)} of {_gb(budget.bytes)}",
+            f"--max-memory-per-instance-gb {_up(need)}",
+        )
+    while size >= 1:
+        count = instance_count(total, size, options.instance_overlap, options.min_instances)
+        if count > options.max_instances:
+            return _too_many(genes, options, law, budget, size, count)
+        fitted = min(size, smallest_covering_size(total, count, options.instance_overlap)) if (
+            count == options.min_instances
+        ) else size  # fmt: skip
+        allocation = allocate(
+            genes, len(columns.classes), instances=count, genes_per_instance=fitted,
+            overlap=options.instance_overlap, by_split=columns.split is not None, seed=options.seed,
+        )  # fmt: skip
+        rows = allocation.rows(genes["rows"].to_numpy())
+        peaks = [
+            law.in_memory(int(r), len(c) + len(o))
+            for r, c, o in zip(rows, allocation.core, allocation.overlap, strict=True)
+        ]
+        if max(peaks) <= budget.bytes:
+            lacking = _lacking_class(genes, columns, options, allocation)
+            if lacking is not None:
+                return _no(lacking, "--strategy single or --strategy external")
+            time = float(rows.sum()) / float(genes["rows"].sum())
+            return Choice("multi-instance", allocation, max(peaks), round(time, 3))
+        if not options.auto_adjust_instance_size:
+            break
+        size = min(size - 1, int(size * budget.bytes / max(peaks)))
+    return _no(
+        f"an instance of {options.genes_per_instance} genes needs more than {_gb(budget.bytes)}",
+        "leave out --no-auto-adjust-instance-size, or raise --max-memory-per-instance-gb",
+    )
+
+
+def _genes_that_fit(genes: pl.DataFrame, options: Options, law: MemoryLaw, budget: Budget, capacity: int) -> int:
+    """Genes per instance: the wish, within the notes' bounds, but the budget always wins."""
+    wish = options.genes_per_instance
+    if not options.auto_adjust_instance_size:
+        return min(wish, genes.height)
+    fits = (
+        capacity / (genes["rows"].sum() / genes.height)
+        if law.per_gene_bytes is None
+        else budget.bytes / law.per_gene_bytes
+    )
+    adjusted = min(wish, math.floor(fits + 1e-9))
+    return min(adjusted, max(MAX_GENES, wish), genes.height)
+
+
+def _too_many(genes: pl.DataFrame, options: Options, law: MemoryLaw, budget: Budget, size: int, count: int) -> Choice:
+    needed = smallest_covering_size(genes.height, options.max_instances, options.instance_overlap)
+    rows = math.ceil(needed * genes["rows"].sum() / genes.height * 1.02)
+    peak = law.in_memory(rows, needed)
+    return _no(
+        f"{genes.height:,} genes at {size:,} genes per instance ({_gb(budget.bytes)}) need {count} instances, "
+        f"above --max-instances {options.max_instances}",
+        f"--max-instances {count}, or --max-memory-per-instance-gb {_up(peak)} ({needed:,} genes per instance)",
+    )
+
+
+def _lacking_class(genes: pl.DataFrame, columns: Columns, options: Options, allocation: Allocation) -> str | None:
+    units_needed = 2 if options.n_folds else 1
+    for index, (core, overlap) in enumerate(zip(allocation.core, allocation.overlap, strict=True)):
+        part = genes[[*core.tolist(), *overlap.tolist()]]
+        for code, name in enumerate(columns.classes):
+            having = part.filter(pl.col(class_column(code)) > 0)
+            units = having["split" if columns.split else "gene_id"].n_unique()
+            if units < units_needed:
+                return (
+                    f"instance {index} would have {units} {columns.split or 'gene'}(s) with class {name}; "
+                    f"{units_needed} are needed to train and cross-validate it"
+                )
+    return None
+
+
+def _no(refusal: str, hint: str | None = None) -> Choice:
+    return Choice("multi-instance", None, None, None, refusal, hint)
+
+
+def _refuse(choices: dict[str, Choice], budget: Budget, options: Options, what: str, chosen: Choice) -> None:
+    works = [
+        f"--strategy {c.strategy} ({_gb(c.peak)})" for c in choices.values() if c.refusal is None and c.peak is not None
+    ]
+    if chosen.hint:
+        works.insert(0, chosen.hint)
+    elif chosen.peak is not None:
+        works.insert(0, f"--max-memory-per-instance-gb {_up(chosen.peak)}")
+    if not works or options.strategy == "auto":
+        peaks = [c.peak for c in choices.values() if c.peak is not None]
+        works.append(f"--max-memory-per-instance-gb {_up(min(peaks))}")
+    raise BudgetError(
+        what,
+        expected=f"at most {_gb(budget.bytes)} per instance ({budget.source})",
+        next_step="any of: " + "; ".join(dict.fromkeys(works)),
+    )
+
+
+def _gb(amount: int) -> str:
+    return f"{amount / GIB:.2f} GB"
+
+
+def _up(amount: int) -> str:
+    return f"{math.ceil(amount / GIB * 100) / 100:g}"

@@ -1,0 +1,1 @@
+"""Memory and CPU limits, kernel accounts of what was used, progress."""

@@ -1,0 +1,79 @@
+"""What makes two plans the same: the content of the data, the options, and what was decided from them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import polars as pl
+
+from metabatch.errors import InputError
+from metabatch.rundir.layout import RunDir
+from metabatch.rundir.manifests import FeatureSet, Plan, Shard, load, to_json
+from metabatch.rundir.publish import sha256_file
+
+
+def dataset_fingerprint(shards: Sequence[Shard]) -> str:
+    """sha256 over the content hashes of the shards, whatever their names."""
+    return hash_texts(sorted(s.sha256 for s in shards))
+
+
+def plan_fingerprint(plan: Plan) -> str:
+    """sha256 over data content, options and decisions; where the data lies and this machine do not count."""
+    decided = {
+        "dataset": dataset_fingerprint(plan.dataset.shards),
+        "options": plan.options,
+        "columns": plan.columns,
+        "strategy": plan.strategy,
+        "tables": dict(sorted(plan.tables.items())),
+        "booster": plan.booster,
+    }
+    return hashlib.sha256(to_json(decided)).hexdigest()
+
+
+def open_plan(run: RunDir) -> Plan:
+    """plan.json, after checking that it and its tables are as `plan` wrote them.
+
+    Raises
+    ------
+    InputError
+        Naming the file that is missing or altered.
+    """
+    plan = load(run.plan, Plan)
+    if plan_fingerprint(plan) != plan.fingerprint:
+        raise InputError(
+            f"{run.plan} was changed after it was made (its fingerprint does not match)",
+            expected="plan.json as written by `plan`",
+            next_step="plan a new run directory with the options you want",
+        )
+    for name, expected in plan.tables.items():
+        file = run.root / name
+        if not file.is_file():
+            raise InputError(f"{file} is missing", expected="the tables written by `plan`")
+        if sha256_file(file) != expected:
+            raise InputError(f"{file} was changed after the plan was made", expected=f"sha256 {expected}")
+    return plan
+
+
+def read_features(run: RunDir) -> FeatureSet:
+    return load(run.features, FeatureSet)
+
+
+def read_genes(run: RunDir) -> pl.DataFrame:
+    """genes.parquet: gene_id, rows, n_<class>…, weight, split_group?, chrom, split (train | holdout)."""
+    return pl.read_parquet(run.genes)
+
+
+def read_segments(run: RunDir) -> pl.DataFrame:
+    """segments.parquet: gene_id, shard (index into plan.dataset.shards), row_group, rows."""
+    return pl.read_parquet(run.segments)
+
+
+def instance_genes(run: RunDir, index: int) -> list[str]:
+    """The genes an instance trains on, core and overlap, sorted."""
+    return pl.read_parquet(run.assignments).filter(pl.col("instance") == index)["gene_id"].sort().to_list()
+
+
+def hash_texts(texts: Sequence[str]) -> str:
+    """sha256 over the lines."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()

@@ -1,0 +1,113 @@
+"""Where every file of a run lies (the run-directory contract, format_version 1)."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from metabatch.errors import InputError
+
+FORMAT_VERSION = 1
+
+_OURS = {"plan.json", "genes.parquet", "assignments.parquet", "features.json", "segments.parquet"}
+_STAGES = {"instances", "ensemble", "evaluation", "logs"}
+
+
+@dataclass(frozen=True)
+class InstanceDir:
+    """The files of one instance."""
+
+    root: Path
+    index: int
+
+    @property
+    def lease(self) -> Path:
+        return self.root / "lease.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / ".lease.lock"
+
+    @property
+    def attempts(self) -> Path:
+        return self.root / "attempts.jsonl"
+
+    @property
+    def progress(self) -> Path:
+        return self.root / "progress.json"
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The files of a run."""
+
+    root: Path
+
+    @property
+    def plan(self) -> Path:
+        return self.root / "plan.json"
+
+    @property
+    def genes(self) -> Path:
+        return self.root / "genes.parquet"
+
+    @property
+    def assignments(self) -> Path:
+        return self.root / "assignments.parquet"
+
+    @property
+    def features(self) -> Path:
+        return self.root / "features.json"
+
+    @property
+    def segments(self) -> Path:
+        return self.root / "segments.parquet"
+
+    @property
+    def instances(self) -> Path:
+        return self.root / "instances"
+
+    @property
+    def ensemble(self) -> Path:
+        return self.root / "ensemble"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.root / "evaluation"
+
+    def instance(self, index: int) -> InstanceDir:
+        return InstanceDir(self.instances / f"{index:02d}", index)
+
+
+def foreign_entries(root: Path) -> list[str]:
+    """Names in `root` that metabatch did not put there (a new run must not be mixed with them)."""
+    if not root.exists():
+        return []
+    names = (entry.name for entry in root.iterdir())
+    return sorted(n for n in names if n not in _OURS | _STAGES and not n.startswith(".attempt-"))
+
+
+def require_run(path: str | os.PathLike[str]) -> RunDir:
+    """The run directory at `path`; an InputError says what lies there instead."""
+    root = Path(path)
+    run = RunDir(root)
+    if not root.is_dir():
+        raise InputError(
+            f"{path} is not a directory",
+            expected="a run directory made by `plan DATASET RUN`",
+            next_step=f"bin/plan DATASET {path}",
+        )
+    if not run.plan.is_file():
+        raise InputError(
+            f"{path} has no plan.json",
+            expected="a run directory made by `plan DATASET RUN` (plan.json is written last)",
+            next_step=f"bin/plan DATASET {path}",
+        )
+    return run
+
+
+def parse_instance_index(text: str) -> int | None:
+    """``"3"`` or ``"03"`` -> 3; anything else -> None."""
+    return int(text) if re.fullmatch(r"\d{1,7}", text) else None

@@ -1,0 +1,245 @@
+"""The typed JSON files of a run. Unknown fields are refused: another version must not pass as this one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from metabatch.errors import InputError
+from metabatch.options import Options
+from metabatch.rundir.layout import FORMAT_VERSION
+from metabatch.rundir.publish import write_bytes
+
+MissingPolicy = Literal["native", "zero-as-missing"]
+AbsentPolicy = Literal["zero", "null"]
+T = TypeVar("T")
+
+
+class _Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class Shard(_Manifest, kw_only=True):
+    """One parquet file as it was when the plan was made. `row_groups`: rows of each row group."""
+
+    name: str
+    bytes: int
+    mtime_ns: int
+    sha256: str
+    rows: int
+    row_groups: tuple[int, ...]
+
+
+class Dataset(_Manifest, kw_only=True):
+    """The data set under a plan. `shards` are in canonical order (by sha256), not by name."""
+
+    path: str
+    genes: int
+    positions: int
+    features: int
+    shards: tuple[Shard, ...]
+
+
+class Feature(_Manifest, kw_only=True):
+    """One column of the matrix: how it is typed, filled and encoded, in training and inference alike."""
+
+    name: str
+    dtype: Literal["uint8", "int8", "uint16", "int16", "uint32", "int32", "float32"]
+    missing: MissingPolicy
+    if_absent: AbsentPolicy
+    group: Literal["score", "kmer", "context"]
+
+
+class ExcludedColumn(_Manifest, kw_only=True):
+    name: str
+    reason: str
+
+
+class FeatureSet(_Manifest, kw_only=True):
+    """features.json. All three lists are in matrix order.
+
+    densities : part of a feature's cells that the matrix stores (the rest is missing).
+    distinct_at_most : bound on the distinct values of an integer feature; None for floats.
+    """
+
+    format_version: int = FORMAT_VERSION
+    features: tuple[Feature, ...]
+    excluded: tuple[ExcludedColumn, ...]
+    densities: tuple[float, ...]
+    distinct_at_most: tuple[int | None, ...]
+    has_missing: bool
+    notes: tuple[str, ...] = ()
+
+
+class Columns(_Manifest, kw_only=True):
+    """Which column plays which role, as resolved by `plan`. `scores`: class -> base score column."""
+
+    group: str
+    label: str
+    classes: tuple[str, ...]
+    scores: dict[str, str]
+    split: str | None
+    weight: str | None
+    ids: tuple[str, ...]
+    row_key: tuple[str, ...]
+
+
+class Budget(_Manifest, kw_only=True):
+    bytes: int
+    source: str
+
+
+class Holdout(_Manifest, kw_only=True):
+    genes: int
+    rows: int
+    how: str
+
+
+class Alternative(_Manifest, kw_only=True):
+    """A strategy with its predicted peak and time relative to the fastest; `why_not` is None for the chosen one."""
+
+    strategy: str
+    instances: int
+    predicted_peak_bytes: int | None
+    relative_time: float | None
+    why_not: str | None
+
+
+class PlannedInstance(_Manifest, kw_only=True):
+    """`page_bytes`: size of the page files of external memory; 0 when the matrix is in memory."""
+
+    index: int
+    genes: int
+    core_genes: int
+    overlap_genes: int
+    rows: int
+    predicted_peak_bytes: int
+    mem_request_mb: int
+    expected_seconds: float
+    page_bytes: int
+
+
+class Lowered(_Manifest, kw_only=True):
+    """A quality knob that a profile or limit moved away from its default."""
+
+    option: str
+    default: float
+    value: float
+    because: str
+
+
+class Booster(_Manifest, kw_only=True):
+    """XGBoost settings that follow from the data (weights), with the reason."""
+
+    base_score: float
+    min_child_weight: float
+    because: str
+
+
+class Plan(_Manifest, kw_only=True):
+    format_version: int = FORMAT_VERSION
+    metabatch_version: str
+    fingerprint: str
+    dataset: Dataset
+    columns: Columns
+    strategy: Literal["single", "external", "multi-instance"]
+    why: str
+    alternatives: tuple[Alternative, ...]
+    budget: Budget
+    memory_law: dict[str, float]
+    seed: int
+    holdout: Holdout
+    coverage: float
+    allocation_unit: str
+    instances: tuple[PlannedInstance, ...]
+    options: Options
+    lowered: tuple[Lowered, ...]
+    booster: Booster
+    warnings: tuple[str, ...]
+    tables: dict[str, str]
+
+
+class FileRecord(_Manifest, kw_only=True):
+    bytes: int
+    sha256: str
+
+
+class Done(_Manifest, kw_only=True):
+    """A stage's completion marker. `ledger`: genes really trained (instances only)."""
+
+    format_version: int = FORMAT_VERSION
+    metabatch_version: str
+    stage: str
+    fingerprint: str
+    finished: str
+    files: dict[str, FileRecord]
+    ledger: tuple[str, ...] | None = None
+    inputs: dict[str, str] = {}
+
+
+class BundleMember(_Manifest, kw_only=True):
+    index: int
+    genes: int
+    rows: int
+
+
+class Bundle(_Manifest, kw_only=True):
+    """ensemble/bundle.json: everything a prediction needs besides the boosters."""
+
+    format_version: int = FORMAT_VERSION
+    metabatch_version: str
+    xgboost_version: str
+    fingerprint: str
+    strategy: str
+    combination: Literal["mean"]
+    columns: Columns
+    features: tuple[Feature, ...]
+    members: tuple[BundleMember, ...]
+    lowered: tuple[Lowered, ...] = ()
+
+
+def to_json(value: Any) -> bytes:
+    """Indented JSON with a closing newline; NaN and inf become null."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+
+
+def save(path: Path, value: Any) -> None:
+    write_bytes(path, to_json(value))
+
+
+def load(path: Path, kind: type[T]) -> T:
+    """Read a manifest of type `kind`.
+
+    Raises
+    ------
+    InputError
+        When the file is missing, is not JSON, has another format_version, or lacks or adds a field.
+    """
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing", expected=f"a {kind.__name__} manifest") from None
+    try:
+        version = msgspec.json.decode(raw, type=_Version).format_version
+    except msgspec.MsgspecError as error:
+        raise InputError(f"{path} cannot be read: {error}", expected=f"a {kind.__name__} manifest in JSON") from None
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format_version {version}",
+            expected=f"format_version {FORMAT_VERSION} (this metabatch)",
+            next_step="use the metabatch version that wrote it, or plan a new run directory",
+        )
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.MsgspecError as error:
+        raise InputError(
+            f"{path} is not a valid {kind.__name__} manifest: {error}",
+            expected=f"format_version {FORMAT_VERSION} fields only",
+            next_step="restore the file, or plan a new run directory",
+        ) from None
+
+
+class _Version(msgspec.Struct):
+    format_version: int

@@ -1,0 +1,115 @@
+"""Getting files into the run directory so that a reader never meets half of one.
+
+Everything is written under an attempt-scoped name, flushed to disk, and given its final name by one
+``os.replace``. Correctness rests on that, not on locks. A stage writes its done.json last; without
+it the other files do not count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+_ATTEMPT = re.compile(r"\.attempt-(?P<host>.+)-(?P<pid>\d+)-(?P<start>\d+)-[0-9a-f]{8}$")
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's content, read in pieces."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file or folder to disk; file systems that refuse it for folders are let off."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError:
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(fd)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` atomically; on any error the old content stays and nothing is left over."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_path(path.parent)
+
+
+@contextlib.contextmanager
+def attempt_folder(parent: Path) -> Iterator[Path]:
+    """A private folder inside `parent`, removed at the end whatever happens.
+
+    Leftovers of attempts whose process on this host is gone are removed first.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    remove_dead_attempts(parent)
+    host = socket.gethostname()
+    start = int(psutil.Process().create_time())
+    folder = parent / f".attempt-{host}-{os.getpid()}-{start}-{secrets.token_hex(4)}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_dead_attempts(parent: Path, *, owned: bool = False) -> list[str]:
+    """Delete attempt folders of dead processes of this host; all of them when the caller owns `parent`.
+
+    Returns the names removed.
+    """
+    removed = []
+    for entry in parent.glob(".attempt-*"):
+        match = _ATTEMPT.search(entry.name)
+        if match and (owned or _is_dead(match["host"], int(match["pid"]), int(match["start"]))):
+            shutil.rmtree(entry, ignore_errors=True)
+            removed.append(entry.name)
+    return removed
+
+
+def _is_dead(host: str, pid: int, start: int) -> bool:
+    if host != socket.gethostname():
+        return False
+    try:
+        return abs(int(psutil.Process(pid).create_time()) - start) > 1
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.AccessDenied:
+        return False
+
+
+def publish_files(source: Path, target: Path) -> None:
+    """Move every file below `source` to the same place below `target`, each by one ``os.replace``.
+
+    The caller removes the stage's marker before and writes it after, so a crash in between leaves a
+    stage that is simply not done.
+    """
+    files = sorted(p for p in source.rglob("*") if p.is_file())
+    for path in files:
+        fsync_path(path)
+    for path in files:
+        destination = target / path.relative_to(source)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, destination)
+    for folder in {target, *((target / p.relative_to(source)).parent for p in files)}:
+        fsync_path(folder)

@@ -1,0 +1,134 @@
+"""What a run directory tells about its progress: done, running, failed and why, what to type next."""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+import msgspec
+
+from metabatch.errors import InputError
+from metabatch.resources.progress import read_progress
+from metabatch.rundir.fingerprint import open_plan
+from metabatch.rundir.layout import InstanceDir, RunDir
+from metabatch.rundir.lease import LEASE_SECONDS, read_attempts, read_owner
+from metabatch.rundir.manifests import Plan, PlannedInstance
+from metabatch.rundir.markers import check_stage, is_marked
+
+State = Literal["done", "running", "failed", "interrupted", "pending"]
+
+
+class InstanceState(msgspec.Struct, frozen=True, kw_only=True):
+    """One instance. Sizes in bytes, None where unknown."""
+
+    index: int
+    state: State
+    detail: str
+    attempts: int
+    predicted_peak_bytes: int
+    measured_peak_bytes: int | None = None
+    memory_now_bytes: int | None = None
+
+
+class RunState(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole run. `next_step` is what to type."""
+
+    run: str
+    strategy: str
+    budget_bytes: int
+    instances: list[InstanceState]
+    ensemble: State
+    evaluation: State
+    next_step: str
+
+
+def survey(run: RunDir) -> RunState:
+    """Look at a run without changing anything in it."""
+    plan = open_plan(run)
+    instances = [_instance_state(run.instance(p.index), p, plan) for p in plan.instances]
+    ensemble = _stage_state(run, plan, "ensemble", "consolidate")
+    evaluation = _stage_state(run, plan, "evaluation", "evaluate")
+    return RunState(
+        run=str(run.root),
+        strategy=plan.strategy,
+        budget_bytes=plan.budget.bytes,
+        instances=instances,
+        ensemble=ensemble,
+        evaluation=evaluation,
+        next_step=_next_step(run, plan, instances, ensemble, evaluation),
+    )
+
+
+def sbatch_line(run: RunDir, plan: Plan, indices: list[int] | None = None) -> str:
+    """The line that submits the instances (all, or `indices`) as a Slurm array."""
+    chosen = [p for p in plan.instances if indices is None or p.index in indices]
+    memory = max(p.mem_request_mb for p in chosen)
+    array = f"0-{len(plan.instances) - 1}" if indices is None else ",".join(str(p.index) for p in chosen)
+    return f"sbatch --array={array} --mem={memory}M jobs/train.sh {run.root}"
+
+
+def _instance_state(instance: InstanceDir, planned: PlannedInstance, plan: Plan) -> InstanceState:
+    attempts = read_attempts(instance)
+    last = attempts[-1] if attempts else None
+    state: State = "pending"
+    detail = "not started"
+    now: int | None = None
+    owner = read_owner(instance)
+    if is_marked(instance.root):
+        try:
+            done = check_stage(instance.root, stage="instance", fingerprint=plan.fingerprint)
+            state, detail = "done", f"finished {done.finished}, {len(done.ledger or ())} genes"
+        except InputError as error:
+            state, detail = "failed", error.found
+    elif owner is not None:
+        age = time.time() - instance.lease.stat().st_mtime if instance.lease.exists() else 0.0
+        job = f", Slurm job {owner.slurm_job_id}" if owner.slurm_job_id else ""
+        place = f"pid {owner.pid} on {owner.host}{job}, attempt {owner.attempt}, since {owner.started}"
+        if age <= LEASE_SECONDS:
+            progress = read_progress(instance.progress)
+            step = f"; {progress.stage} {progress.done}/{progress.total} {progress.unit}" if progress else ""
+            now = progress.rss_bytes if progress else None
+            state, detail = "running", place + step
+        else:
+            state, detail = "failed", f"killed? no heartbeat for {age:.0f} s from {place}"
+    elif last is not None and last.outcome == "interrupted":
+        state, detail = "interrupted", (last.message or "stopped").splitlines()[0]
+    elif last is not None:
+        state, detail = (
+            "failed",
+            f"{last.outcome}: {(last.message or '').splitlines()[0] if last.message else 'no message'}",
+        )
+    return InstanceState(
+        index=planned.index,
+        state=state,
+        detail=detail,
+        attempts=len(attempts),
+        predicted_peak_bytes=planned.predicted_peak_bytes,
+        measured_peak_bytes=last.measured_peak_bytes if last else None,
+        memory_now_bytes=now,
+    )
+
+
+def _stage_state(run: RunDir, plan: Plan, folder: str, stage: str) -> State:
+    if not is_marked(run.root / folder):
+        return "pending"
+    try:
+        check_stage(run.root / folder, stage=stage, fingerprint=plan.fingerprint)
+    except InputError:
+        return "failed"
+    return "done"
+
+
+def _next_step(run: RunDir, plan: Plan, instances: list[InstanceState], ensemble: State, evaluation: State) -> str:
+    open_ones = [i.index for i in instances if i.state in ("pending", "failed", "interrupted")]
+    if open_ones:
+        lines = f"bin/train-instance {run.root} {open_ones[0]}"
+        array = sbatch_line(run, plan, None if len(open_ones) == len(instances) else open_ones)
+        return f"{lines}   (or on a cluster: {array})"
+    if any(i.state == "running" for i in instances):
+        return f"wait, then bin/consolidate {run.root}"
+    if ensemble != "done":
+        return f"bin/consolidate {run.root}"
+    if evaluation != "done":
+        return f"bin/evaluate {run.root}"
+    return f"nothing: open {run.evaluation / 'report.html'}, or bin/predict {run.root} DATA OUT"

@@ -1,0 +1,1 @@
+"""One instance: quantised matrix, folds, boosters, calibration, artefacts."""

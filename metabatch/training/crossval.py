@@ -1,0 +1,122 @@
+"""Cross-validation of one instance on its one matrix: out-of-fold scores, fold metrics, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xgboost as xgb
+
+from metabatch.metrics.classification import all_metrics, class_metrics
+from metabatch.models.calibration import Calibrator, fit, normalise
+from metabatch.rundir.manifests import Plan
+from metabatch.training.boosters import FoldResult, booster_params, recommended_rounds, train_fold
+from metabatch.training.matrix import Rows
+
+
+@dataclass
+class CrossValidation:
+    """raw, meta : out-of-fold scores, shape (n, k): booster output; calibrated and normalised.
+
+    folds : per class, one result a fold (scores dropped). rounds : recommended trees per class.
+    """
+
+    raw: np.ndarray
+    meta: np.ndarray
+    fold: np.ndarray
+    folds: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    rounds: dict[str, int] = field(default_factory=dict)
+
+
+def booster_seed(plan_seed: int, instance: int, code: int, fold: int) -> int:
+    """A seed per booster, so that boosters do not share their row and column draws. `fold` -1: the final one."""
+    return (plan_seed * 1_000_003 + instance * 10_007 + code * 101 + fold + 1) % (2**31 - 1)
+
+
+def cross_validate(
+    matrix: xgb.DMatrix, rows: Rows, fold: np.ndarray, plan: Plan, instance: int, threads: int,
+    on_round: Callable[[], None], on_saved: Callable[[int], None],
+) -> CrossValidation:  # fmt: skip
+    """Train every class on every fold.
+
+    Parameters
+    ----------
+    fold : ndarray of int, shape (n,)
+        Fold of each row.
+    on_saved : callable
+        Told the rounds that early stopping saved.
+    """
+    options, classes = plan.options, plan.columns.classes
+    raw = np.full((len(rows), len(classes)), np.nan, dtype=np.float32)
+    result = CrossValidation(raw=raw, meta=raw, fold=fold)
+    for code, name in enumerate(classes):
+        positive = rows.label == code
+        results = []
+        for number in range(options.n_folds):
+            held_out = fold == number
+            params = booster_params(options, plan.booster, threads, booster_seed(plan.seed, instance, code, number))
+            outcome = train_fold(matrix, params, positive, rows.weight, held_out, options, on_round)
+            on_saved(options.n_estimators - outcome.trained_rounds)
+            raw[held_out, code] = outcome.scores[held_out]
+            results.append(_record(number, outcome, positive[held_out], rows.weight[held_out], raw[held_out, code]))
+        result.folds[name] = results
+        result.rounds[name] = recommended_rounds([r["best_rounds"] for r in results], options.n_estimators)
+    result.meta = _cross_fitted(raw, rows, fold, plan)
+    return result
+
+
+def _record(
+    number: int, outcome: FoldResult, positive: np.ndarray, weight: np.ndarray, score: np.ndarray
+) -> dict[str, Any]:
+    return {
+        "fold": number,
+        "best_rounds": outcome.rounds,
+        "trained_rounds": outcome.trained_rounds,
+        "stopped_early": outcome.stopped_early,
+        "train_log_loss": outcome.train_logloss,
+        "held_out_log_loss": outcome.held_out_logloss,
+        **class_metrics(score, positive, weight),
+    }
+
+
+def fit_calibrators(raw: np.ndarray, rows: Rows, plan: Plan, chosen: np.ndarray | None = None) -> dict[str, Calibrator]:
+    """Calibrators per class, fitted on out-of-fold scores (of the `chosen` rows only, when given)."""
+    pick = slice(None) if chosen is None else chosen
+    return {
+        name: fit(
+            raw[pick, code], rows.label[pick] == code, rows.weight[pick], plan.options.calibration,
+            prior=plan.options.prior.get(name),
+        )
+        for code, name in enumerate(plan.columns.classes)
+    }  # fmt: skip
+
+
+def _cross_fitted(raw: np.ndarray, rows: Rows, fold: np.ndarray, plan: Plan) -> np.ndarray:
+    """Calibrated out-of-fold probabilities; each fold by calibrators fitted on the other folds' genes."""
+    calibrated = np.empty(raw.shape, dtype=np.float64)
+    for number in range(plan.options.n_folds):
+        held_out = fold == number
+        calibrators = fit_calibrators(raw, rows, plan, ~held_out)
+        for code, name in enumerate(plan.columns.classes):
+            calibrated[held_out, code] = calibrators[name].apply(raw[held_out, code])
+    return normalise(calibrated)
+
+
+def instance_metrics(cv: CrossValidation | None, rows: Rows, plan: Plan, rounds: dict[str, int]) -> dict[str, Any]:
+    """metrics.json of an instance: out-of-fold metrics per class, folds beneath, before and after calibration."""
+    document: dict[str, Any] = {
+        "format_version": 1,
+        "weighted_by": plan.columns.weight,
+        "rows": len(rows),
+        "genes": len(rows.genes),
+        "trees": rounds,
+    }
+    if cv is None:
+        return document | {"classes": {}, "note": "no cross-validation (--n-folds 0): nothing here is out of fold"}
+    meta = all_metrics(cv.meta, rows.label, rows.weight, plan.columns.classes)
+    for code, name in enumerate(plan.columns.classes):
+        before = class_metrics(cv.raw[:, code], rows.label == code, rows.weight)
+        meta["classes"][name] |= {"before_calibration": before, "folds": cv.folds[name]}
+    return document | {"scored": "out of fold, calibrators cross-fitted"} | meta
