@@ -18,8 +18,8 @@ _DATA = {
     "classes": ("LIST", f"Classes in order, separated by commas (default: {','.join(DEFAULT_CLASSES)})."),
     "score_columns": ("LIST", "Base-model scores: CLASS_score or CLASS=COLUMN, separated by commas "
                               f"(default: those of {','.join(DEFAULT_SCORES)} that are there)."),
-    "split_column": ("NAME", f"Coarser group kept whole in folds, holdout and samples (default: {DEFAULT_SPLIT} if there)."),
-    "id_columns": ("LIST", "Columns carried to the outputs, never features (default: known names such as chrom, position)."),
+    "split_column": ("NAME", f"Coarser group kept whole in every split (default: {DEFAULT_SPLIT} if there)."),
+    "id_columns": ("LIST", "Columns carried to outputs, never features (default: known names, e.g. chrom, position)."),
     "weight_column": ("NAME", f"Sampling weights for training and metrics (default: {DEFAULT_WEIGHT} if there)."),
     "exclude_features": ("LIST", "Columns to leave out: names separated by commas, or a file with one name a line."),
     "allow_features": ("LIST", "Columns to use although they are left out by default; list or file as above."),

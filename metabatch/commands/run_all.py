@@ -63,14 +63,14 @@ def action(arguments: Arguments) -> Text:
     for planned in plan.instances:
         _stage("train_instance", [*common, run, str(planned.index)])
     _stage("consolidate", [*common, run])
-    _stage("evaluate", [*common, run])
+    _stage("evaluate", [*common, run], shown=False)  # its table is this command's own result, printed below
     folder = require_run(run).evaluation
     metrics: dict[str, Any] = msgspec.json.decode((folder / "metrics.json").read_bytes())
     return Text(evaluation_text(metrics, folder / "report.html"), metrics)
 
 
 def _plan_options(arguments: Arguments, defaults: dict[str, str]) -> list[str]:
-    words = []
+    words: list[str] = []
     for fields in SECTIONS.values():
         for field, (placeholder, _) in fields.items():
             name = flag(field)
@@ -80,10 +80,10 @@ def _plan_options(arguments: Arguments, defaults: dict[str, str]) -> list[str]:
     return words
 
 
-def _stage(module: str, words: list[str]) -> None:
+def _stage(module: str, words: list[str], *, shown: bool = True) -> None:
     """Run one command as users do, its result on stderr so that stdout stays this command's own."""
     command = [sys.executable, "-m", f"metabatch.commands.{module}", *words]
-    code = subprocess.run(command, stdout=sys.stderr, check=False).returncode
+    code = subprocess.run(command, stdout=sys.stderr if shown else subprocess.DEVNULL, check=False).returncode
     if code:
         raise StageError(module.replace("_", "-"), code if code > 0 else 128 - code)
 

@@ -32,7 +32,8 @@ LOCATION_COLUMNS = frozenset((
 ))  # fmt: skip
 # Made from the label: telling them apart from features needs no statistics.
 LABEL_MADE_COLUMNS = frozenset((
-    DEFAULT_WEIGHT, "splice_type", "label", "is_splice_site", "true_site", "stratum", "n_sites", "n_donor", "n_acceptor",
+    DEFAULT_WEIGHT, "splice_type", "label", "is_splice_site", "true_site", "stratum",
+    "n_sites", "n_donor", "n_acceptor",
 ))  # fmt: skip
 CHROM_COLUMNS = ("chrom", "chromosome", "seqname")
 _KMER = re.compile(r"^(\d{1,2})mer_([ACGTN]+)$")

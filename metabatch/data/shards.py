@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -64,7 +65,7 @@ def scan_shards(path: str | os.PathLike[str]) -> list[Shard]:
             )
         )
     shards.sort(key=lambda s: (s.sha256, s.name))
-    for first, second in zip(shards, shards[1:], strict=False):
+    for first, second in pairwise(shards):
         if first.sha256 == second.sha256:
             raise InputError(
                 f"{first.name} and {second.name} have the same content",

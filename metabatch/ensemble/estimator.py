@@ -76,7 +76,7 @@ class MetaModel:
     def predict_batch(
         self, table: pa.Table, members: Sequence[int] | None = None, *, where: str = "data"
     ) -> np.ndarray:
-        """Mean over `members` (positions; default all) for one batch; columns a shard lacks are filled as in training."""
+        """Mean over `members` (positions; default all) for one batch; absent columns are filled as in training."""
         batch = self.preprocessor.transform(table, where=where)
         chosen = self.members if members is None else [self.members[i] for i in members]
         total = np.zeros((table.num_rows, len(self.classes_)))

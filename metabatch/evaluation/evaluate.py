@@ -116,8 +116,8 @@ def _out_of_fold(run: RunDir, plan: Plan, groups: dict[str, str]) -> dict[str, A
         mine = core.filter(pl.col("instance") == planned.index)["gene_id"]
         narrow = ["gene_id", "label", "weight", *(f"{c}_score" for c in plan.columns.scores),
                   *(f"{c}_meta" for c in plan.columns.classes)]  # fmt: skip
-        for table in read_oof(run.instance(planned.index).root / "oof.parquet", mine, plan):
-            parts.append(pl.DataFrame(pl.from_arrow(table.select(narrow))))
+        tables = read_oof(run.instance(planned.index).root / "oof.parquet", mine, plan)
+        parts += [pl.DataFrame(pl.from_arrow(t.select(narrow))) for t in tables]
     rows = scored_rows(pl.concat(parts), plan, groups)
     found = compare(rows, plan, {})
     return {

@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import polars as pl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metabatch.evaluation.comparison import ScoredRows
@@ -110,7 +111,7 @@ def _reliability(
     return _save(figure, folder / f"reliability-{_file_part(name, code)}.png", pl.concat(parts))
 
 
-def _axes():  # type: ignore[no-untyped-def]
+def _axes() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(5.2, 4.2), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)

@@ -78,13 +78,9 @@ def allocate(
     """
     rows = genes["rows"].to_numpy()
     units = units_of(genes, classes, by_split=by_split)
-    unit_name = "split group"
-    largest = float(units["rows"].max() or 0)  # type: ignore[arg-type]
-    if (
-        not by_split
-        or largest > _UNIT_SHARE * rows.sum() / instances
-        or int(units["genes"].max() or 0) > 1 + genes_per_instance // 20
-    ):  # type: ignore[call-overload]
+    unit_name = "split group" if by_split else "gene"
+    most_rows, most_genes = int(units["rows"].to_numpy().max()), int(units["genes"].to_numpy().max())
+    if most_rows > _UNIT_SHARE * rows.sum() / instances or most_genes > 1 + genes_per_instance // 20:
         units, unit_name = units_of(genes, classes, by_split=False), "gene"
     bins = _core_bins(units, classes, instances, genes_per_instance, seed)
     if (bins < 0).any():  # whole groups did not fit beside each other

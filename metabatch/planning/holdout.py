@@ -70,7 +70,7 @@ def choose_holdout(genes: pl.DataFrame, columns: Columns, options: Options) -> t
         unit = f"whole {columns.split} groups" if columns.split else "genes"
         how = f"{fraction:.0%} of the genes, {unit}, stratified by size and classes, seed {options.seed}"
     held = int(mask.sum())
-    if held == 0 or held == genes.height:
+    if held in (0, genes.height):
         raise InputError(
             f"the holdout would hold {held} of {genes.height} genes",
             expected="at least one gene on either side",

@@ -32,7 +32,7 @@ def apply_profile(
     """
     if options.profile == "default":
         return options, ()
-    name = options.profile
+    name: str = options.profile
     if name == "auto":
         name = next(n for n, (below, _) in TIERS.items() if memory_bytes < below * GIB)
     changes = {k: v for k, v in TIERS[name][1].items() if k not in explicit}

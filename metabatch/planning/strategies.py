@@ -49,7 +49,7 @@ def choose(
         When the forced strategy, or every strategy, would exceed the budget; says what would work.
     """
     choices = {
-        "single": _single(genes, law, budget, options),
+        "single": _single(genes, law, budget),
         "multi-instance": _multi(genes, columns, options, law, budget),
         "external": _external(genes, law, budget),
     }
@@ -79,7 +79,7 @@ def choose(
     return chosen, why, alternatives
 
 
-def _single(genes: pl.DataFrame, law: MemoryLaw, budget: Budget, options: Options) -> Choice:
+def _single(genes: pl.DataFrame, law: MemoryLaw, budget: Budget) -> Choice:
     rows = int(genes["rows"].sum())
     peak = law.in_memory(rows, genes.height)
     refusal = _over(peak, budget)
@@ -154,18 +154,18 @@ def _genes_that_fit(genes: pl.DataFrame, options: Options, law: MemoryLaw, budge
     wish = options.genes_per_instance
     if not options.auto_adjust_instance_size:
         return min(wish, genes.height)
-    fits = (
-        capacity / (genes["rows"].sum() / genes.height)
-        if law.per_gene_bytes is None
-        else budget.bytes / law.per_gene_bytes
-    )
+    fits = capacity / _mean_rows(genes) if law.per_gene_bytes is None else budget.bytes / law.per_gene_bytes
     adjusted = min(wish, math.floor(fits + 1e-9))
     return min(adjusted, max(MAX_GENES, wish), genes.height)
 
 
+def _mean_rows(genes: pl.DataFrame) -> float:
+    return int(genes["rows"].sum()) / genes.height
+
+
 def _too_many(genes: pl.DataFrame, options: Options, law: MemoryLaw, budget: Budget, size: int, count: int) -> Choice:
     needed = smallest_covering_size(genes.height, options.max_instances, options.instance_overlap)
-    rows = math.ceil(needed * genes["rows"].sum() / genes.height * 1.02)
+    rows = math.ceil(needed * _mean_rows(genes) * 1.02)
     peak = law.in_memory(rows, needed)
     return _no(
         f"{genes.height:,} genes at {size:,} genes per instance ({_gb(budget.bytes)}) need {count} instances, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 
@@ -14,14 +14,13 @@ from metabatch.rundir.publish import write_bytes
 
 MissingPolicy = Literal["native", "zero-as-missing"]
 AbsentPolicy = Literal["zero", "null"]
-T = TypeVar("T")
 
 
 class _Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
-class Shard(_Manifest, kw_only=True):
+class Shard(_Manifest, frozen=True, kw_only=True):
     """One parquet file as it was when the plan was made. `row_groups`: rows of each row group."""
 
     name: str
@@ -32,7 +31,7 @@ class Shard(_Manifest, kw_only=True):
     row_groups: tuple[int, ...]
 
 
-class Dataset(_Manifest, kw_only=True):
+class Dataset(_Manifest, frozen=True, kw_only=True):
     """The data set under a plan. `shards` are in canonical order (by sha256), not by name."""
 
     path: str
@@ -42,7 +41,7 @@ class Dataset(_Manifest, kw_only=True):
     shards: tuple[Shard, ...]
 
 
-class Feature(_Manifest, kw_only=True):
+class Feature(_Manifest, frozen=True, kw_only=True):
     """One column of the matrix: how it is typed, filled and encoded, in training and inference alike."""
 
     name: str
@@ -52,12 +51,12 @@ class Feature(_Manifest, kw_only=True):
     group: Literal["score", "kmer", "context"]
 
 
-class ExcludedColumn(_Manifest, kw_only=True):
+class ExcludedColumn(_Manifest, frozen=True, kw_only=True):
     name: str
     reason: str
 
 
-class FeatureSet(_Manifest, kw_only=True):
+class FeatureSet(_Manifest, frozen=True, kw_only=True):
     """features.json. All three lists are in matrix order.
 
     densities : part of a feature's cells that the matrix stores (the rest is missing).
@@ -73,7 +72,7 @@ class FeatureSet(_Manifest, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
-class Columns(_Manifest, kw_only=True):
+class Columns(_Manifest, frozen=True, kw_only=True):
     """Which column plays which role, as resolved by `plan`. `scores`: class -> base score column."""
 
     group: str
@@ -86,18 +85,18 @@ class Columns(_Manifest, kw_only=True):
     row_key: tuple[str, ...]
 
 
-class Budget(_Manifest, kw_only=True):
+class Budget(_Manifest, frozen=True, kw_only=True):
     bytes: int
     source: str
 
 
-class Holdout(_Manifest, kw_only=True):
+class Holdout(_Manifest, frozen=True, kw_only=True):
     genes: int
     rows: int
     how: str
 
 
-class Alternative(_Manifest, kw_only=True):
+class Alternative(_Manifest, frozen=True, kw_only=True):
     """A strategy with its predicted peak and time relative to the fastest; `why_not` is None for the chosen one."""
 
     strategy: str
@@ -107,7 +106,7 @@ class Alternative(_Manifest, kw_only=True):
     why_not: str | None
 
 
-class PlannedInstance(_Manifest, kw_only=True):
+class PlannedInstance(_Manifest, frozen=True, kw_only=True):
     """`page_bytes`: size of the page files of external memory; 0 when the matrix is in memory."""
 
     index: int
@@ -121,7 +120,7 @@ class PlannedInstance(_Manifest, kw_only=True):
     page_bytes: int
 
 
-class Lowered(_Manifest, kw_only=True):
+class Lowered(_Manifest, frozen=True, kw_only=True):
     """A quality knob that a profile or limit moved away from its default."""
 
     option: str
@@ -130,7 +129,7 @@ class Lowered(_Manifest, kw_only=True):
     because: str
 
 
-class Booster(_Manifest, kw_only=True):
+class Booster(_Manifest, frozen=True, kw_only=True):
     """XGBoost settings that follow from the data (weights), with the reason."""
 
     base_score: float
@@ -138,7 +137,7 @@ class Booster(_Manifest, kw_only=True):
     because: str
 
 
-class Plan(_Manifest, kw_only=True):
+class Plan(_Manifest, frozen=True, kw_only=True):
     format_version: int = FORMAT_VERSION
     metabatch_version: str
     fingerprint: str
@@ -161,12 +160,12 @@ class Plan(_Manifest, kw_only=True):
     tables: dict[str, str]
 
 
-class FileRecord(_Manifest, kw_only=True):
+class FileRecord(_Manifest, frozen=True, kw_only=True):
     bytes: int
     sha256: str
 
 
-class Done(_Manifest, kw_only=True):
+class Done(_Manifest, frozen=True, kw_only=True):
     """A stage's completion marker. `ledger`: genes really trained (instances only)."""
 
     format_version: int = FORMAT_VERSION
@@ -179,13 +178,13 @@ class Done(_Manifest, kw_only=True):
     inputs: dict[str, str] = {}
 
 
-class BundleMember(_Manifest, kw_only=True):
+class BundleMember(_Manifest, frozen=True, kw_only=True):
     index: int
     genes: int
     rows: int
 
 
-class Bundle(_Manifest, kw_only=True):
+class Bundle(_Manifest, frozen=True, kw_only=True):
     """ensemble/bundle.json: everything a prediction needs besides the boosters."""
 
     format_version: int = FORMAT_VERSION
@@ -209,7 +208,7 @@ def save(path: Path, value: Any) -> None:
     write_bytes(path, to_json(value))
 
 
-def load(path: Path, kind: type[T]) -> T:
+def load[T](path: Path, kind: type[T]) -> T:
     """Read a manifest of type `kind`.
 
     Raises

@@ -35,7 +35,7 @@ class _RoundHook(xgb.callback.TrainingCallback):
     def __init__(self, on_round: Callable[[], None]) -> None:
         self._on_round = on_round
 
-    def after_iteration(self, model: xgb.Booster, epoch: int, evals_log: object) -> bool:
+    def after_iteration(self, model: xgb.Booster, epoch: int, evals_log: object) -> bool:  # noqa: ARG002
         self._on_round()
         return False
 
@@ -90,7 +90,9 @@ def train_fold(
     patience = options.early_stopping_patience
     callbacks: list[xgb.callback.TrainingCallback] = [_RoundHook(on_round)]
     if patience and held_weight.sum() > 0:
-        callbacks.append(xgb.callback.EarlyStopping(patience, metric_name=_METRIC, data_name=_DATA, maximize=False))
+        callbacks.append(
+            xgb.callback.EarlyStopping(rounds=patience, metric_name=_METRIC, data_name=_DATA, maximize=False)
+        )
         booster = xgb.train(
             params, matrix,
             num_boost_round=options.n_estimators, evals=[(matrix, _DATA)], custom_metric=metric,

@@ -140,7 +140,9 @@ def _attempt(
     finally:
         instance.progress.unlink(missing_ok=True)
         record_attempt(instance, _attempt_record(planned, owner, plan, accounts, outcome, message))
-    return InstanceResult(planned.index, False, sum(p.seconds for p in accounts.phases), accounts.peak)
+    return InstanceResult(
+        planned.index, already=False, seconds=sum(p.seconds for p in accounts.phases), peak_rss_bytes=accounts.peak
+    )
 
 
 def _attempt_record(
