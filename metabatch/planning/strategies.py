@@ -122,9 +122,10 @@ def _multi(genes: pl.DataFrame, columns: Columns, options: Options, law: MemoryL
         count = instance_count(total, size, options.instance_overlap, options.min_instances)
         if count > options.max_instances:
             return _too_many(genes, options, law, budget, size, count)
-        fitted = min(size, smallest_covering_size(total, count, options.instance_overlap)) if (
-            count == options.min_instances
-        ) else size  # fmt: skip
+        fitted = size
+        if count == options.min_instances and options.instance_overlap > 0:
+            # More instances than needed: share no more genes than the overlap asks for.
+            fitted = min(size, smallest_covering_size(total, count, options.instance_overlap))
         allocation = allocate(
             genes, len(columns.classes), instances=count, genes_per_instance=fitted,
             overlap=options.instance_overlap, by_split=columns.split is not None, seed=options.seed,

@@ -1,0 +1,134 @@
+"""Fixtures: the shipped real data, the executables as a user starts them, trained runs, small tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = ROOT / "examples" / "hg19-demo"
+# Few trees and folds: these tests are about behaviour, not about the model.
+QUICK = ("--n-estimators", "25", "--n-folds", "3", "--learning-rate", "0.3", "--early-stopping-patience", "5")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give every parallel worker CPUs of its own: two XGBoosts on the same cores slow each other severalfold."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is not None:
+        cpus = sorted(os.sched_getaffinity(0))
+        workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        mine = cpus[int(worker.removeprefix("gw")) % len(cpus) :: workers]
+        os.sched_setaffinity(0, mine)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an executable did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def start(*words: str | Path, env: dict[str, str] | None = None, cwd: Path | None = None) -> Outcome:
+    """Start bin/COMMAND ARGUMENT... with the interpreter of the tests."""
+    command = [str(ROOT / "bin" / words[0]), *map(str, words[1:])]
+    surroundings = os.environ | {"METABATCH_PYTHON": sys.executable} | (env or {})
+    done = subprocess.run(command, capture_output=True, text=True, env=surroundings, cwd=cwd, check=False)
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def succeed(*words: str | Path, env: dict[str, str] | None = None, cwd: Path | None = None) -> Outcome:
+    """`start`, and fail the test with the command's own words when it did not end well."""
+    outcome = start(*words, env=env, cwd=cwd)
+    assert outcome.code == 0, f"{words}\n{outcome.out}\n{outcome.err}"
+    return outcome
+
+
+def plan_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "plan.json").read_text())
+
+
+def train_all(run: Path) -> None:
+    for planned in plan_of(run)["instances"]:
+        succeed("train-instance", "--quiet", run, str(planned["index"]))
+
+
+def write_table(folder: Path, frame: pl.DataFrame, shards: int = 2, row_group: int = 500) -> Path:
+    """Write a frame as shards of whole genes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    genes = frame["gene_id"].unique(maintain_order=True)
+    for number in range(shards):
+        part = frame.filter(pl.col("gene_id").is_in(genes.gather_every(shards, number).implode()))
+        part.write_parquet(folder / f"part-{number}.parquet", row_group_size=row_group)
+    return folder
+
+
+def small_table(genes: int = 24, rows: int = 60, seed: int = 0) -> pl.DataFrame:
+    """A generated splice-like table: two informative features, counts, all three classes in every gene."""
+    rng = np.random.default_rng(seed)
+    n = genes * rows
+    label = np.where(np.arange(n) % rows < 4, 1, np.where(np.arange(n) % rows < 8, 2, 0))
+    return pl.DataFrame(
+        {
+            "gene_id": np.repeat([f"G{i:03d}" for i in range(genes)], rows),
+            "position": np.tile(np.arange(rows), genes),
+            "splice_type": np.array(["neither", "donor", "acceptor"])[label],
+            "donor_score": np.clip(0.4 * (label == 1) + rng.random(n) * 0.6, 0, 1).astype(np.float32),
+            "acceptor_score": np.clip(0.4 * (label == 2) + rng.random(n) * 0.6, 0, 1).astype(np.float32),
+            "signal": (label + rng.normal(0, 0.7, n)).astype(np.float32),
+            "3mer_AAA": rng.poisson(0.2, n).astype(np.uint8),
+            "3mer_CGA": rng.poisson(0.1, n).astype(np.uint8),
+            "gc_content": rng.random(n).astype(np.float32),
+        }
+    )
+
+
+@pytest.fixture
+def demo() -> Path:
+    return DEMO
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished single-model run on the demo. Do not change it: take `trained_copy` for that."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    succeed("run-all", "--quiet", "--holdout-fraction", "0.3", *QUICK, DEMO, run)
+    return run
+
+
+@pytest.fixture(scope="session")
+def ensemble(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three instances on the demo without holdout, trained but not consolidated."""
+    run = tmp_path_factory.mktemp("ensemble") / "run"
+    succeed(
+        "plan", "--quiet", "--strategy", "multi-instance", "--holdout-fraction", "0", "--n-folds", "2",
+        "--n-estimators", "15", "--learning-rate", "0.3", "--early-stopping-patience", "0", DEMO, run,
+    )  # fmt: skip
+    train_all(run)
+    return run
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
+    """A private copy of a run directory (plans hold the data's path, so a copy works)."""
+
+    def make(run: Path) -> Path:
+        return Path(shutil.copytree(run, tmp_path / "copy"))
+
+    return make

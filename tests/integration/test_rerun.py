@@ -1,0 +1,202 @@
+"""Doing it twice does nothing; changed data, plans and artefacts are noticed and named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from tests.conftest import DEMO, QUICK, ROOT, plan_of, small_table, start, succeed, write_table
+
+
+def snapshot(run: Path) -> dict[str, tuple[int, int]]:
+    files = (p for p in run.rglob("*") if p.is_file())
+    return {str(p.relative_to(run)): (p.stat().st_mtime_ns, p.stat().st_size) for p in files}
+
+
+def test_every_finished_command_does_nothing_and_says_so(trained: Path) -> None:
+    before = snapshot(trained)
+    for words in (
+        ("plan", "--holdout-fraction", "0.3", *QUICK, DEMO, trained),
+        ("train-instance", trained, "0"),
+        ("consolidate", trained),
+        ("evaluate", trained),
+    ):
+        assert "already" in succeed(*words).out
+    succeed("run-all", "--quiet", "--holdout-fraction", "0.3", *QUICK, DEMO, trained)
+    assert snapshot(trained) == before
+
+
+def test_another_plan_in_the_same_directory_is_refused(trained: Path) -> None:
+    refused = start("plan", "--holdout-fraction", "0.3", *QUICK, "--seed", "7", DEMO, trained)
+    assert refused.code == 3
+    assert "seed 42 -> 7" in refused.err
+    assert "--force" in refused.err
+
+
+def test_a_forced_plan_discards_what_was_trained_under_the_old(trained: Path, copy_of: Callable[[Path], Path]) -> None:
+    run = copy_of(trained)
+    succeed("plan", "--quiet", "--force", "--holdout-fraction", "0.3", *QUICK, "--seed", "7", DEMO, run)
+    assert plan_of(run)["seed"] == 7
+    refused = start("consolidate", run)
+    assert refused.code == 3
+    assert "instance 0: not done" in refused.err
+
+
+def test_a_directory_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    refused = start("plan", DEMO, tmp_path)
+    assert refused.code == 3
+    assert "thesis.txt" in refused.err
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.fixture
+def small_run(tmp_path: Path) -> tuple[Path, Path]:
+    data = write_table(tmp_path / "data", small_table())
+    run = tmp_path / "run"
+    succeed("plan", "--quiet", "--n-folds", "2", "--n-estimators", "5", data, run)
+    return data, run
+
+
+def test_changed_data_under_a_plan_is_noticed(small_run: tuple[Path, Path]) -> None:
+    data, run = small_run
+    shard = data / "part-0.parquet"
+    frame = pl.read_parquet(shard)
+    frame.with_columns(pl.col("signal") + 1).write_parquet(shard)
+    refused = start("train-instance", run, "0")
+    assert refused.code == 3
+    assert "part-0.parquet" in refused.err
+    assert "changed since the plan" in refused.err
+    (data / "part-9.parquet").write_bytes(shard.read_bytes())
+    assert "part-9.parquet is new" in start("train-instance", run, "0").err
+    shutil.rmtree(data)
+    assert "part-1.parquet is missing" in start("train-instance", run, "0").err
+    assert not (run / "instances" / "00" / "done.json").exists()
+
+
+def test_a_touched_or_copied_data_set_is_the_same_data_set(small_run: tuple[Path, Path]) -> None:
+    data, run = small_run
+    for file in data.iterdir():
+        os.utime(file)
+    succeed("train-instance", "--quiet", run, "0")
+
+
+def test_a_plan_changed_by_hand_is_refused(small_run: tuple[Path, Path]) -> None:
+    _, run = small_run
+    text = (run / "plan.json").read_text()
+    (run / "plan.json").write_text(text.replace('"n_estimators": 5', '"n_estimators": 6'))
+    assert "was changed after it was made" in start("train-instance", run, "0").err
+    (run / "plan.json").write_text(text.replace('"format_version": 1', '"format_version": 9', 1))
+    refused = start("train-instance", run, "0")
+    assert refused.code == 3
+    assert "format_version 9" in refused.err
+    (run / "plan.json").write_text(text[: len(text) // 2])
+    assert start("status", run).code == 3
+    (run / "plan.json").write_text(text)
+    (run / "assignments.parquet").write_bytes(b"other")
+    assert "assignments.parquet was changed" in start("train-instance", run, "0").err
+
+
+def test_consolidate_lists_every_bad_instance_by_number(ensemble: Path, copy_of: Callable[[Path], Path]) -> None:
+    run = copy_of(ensemble)
+    model = run / "instances" / "00" / "model" / "donor.ubj"
+    data = bytearray(model.read_bytes())
+    data[len(data) // 2] ^= 1
+    model.write_bytes(bytes(data))
+    shutil.rmtree(run / "instances" / "02")
+    refused = start("consolidate", run)
+    assert refused.code == 3
+    assert "2 of 3 instances" in refused.err
+    assert "instance 0: model/donor.ubj differs" in refused.err
+    assert "instance 2: not done" in refused.err
+    assert "instance 1" not in refused.err
+    assert "--array=0,2" in refused.err
+    assert not (run / "ensemble" / "done.json").exists()
+    state = succeed("status", "--json", run).json
+    assert [i["state"] for i in state["instances"]] == ["failed", "done", "pending"]
+    # The damaged one is trained again by the same command, and the result is the same.
+    succeed("train-instance", "--quiet", run, "0")
+    original = ensemble / "instances" / "00" / "model" / "donor.ubj"
+    assert model.read_bytes() == original.read_bytes()
+
+
+def test_a_ledger_that_differs_from_the_plan_is_refused(ensemble: Path, copy_of: Callable[[Path], Path]) -> None:
+    run = copy_of(ensemble)
+    marker = run / "instances" / "01" / "done.json"
+    done = json.loads(marker.read_text())
+    done["ledger"] = done["ledger"][1:]
+    marker.write_text(json.dumps(done))
+    refused = start("consolidate", run)
+    assert refused.code == 3
+    assert "instance 1: trained on" in refused.err
+
+
+def test_an_instance_of_another_plan_is_refused(ensemble: Path, trained: Path, copy_of: Callable[[Path], Path]) -> None:
+    run = copy_of(ensemble)
+    shutil.rmtree(run / "instances" / "01")
+    shutil.copytree(trained / "instances" / "00", run / "instances" / "01")
+    assert "instance 1: made under another plan" in start("consolidate", run).err
+
+
+def test_a_retrained_instance_makes_consolidate_and_evaluate_run_again(
+    trained: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    run = copy_of(trained)
+    succeed("train-instance", "--quiet", "--force", run, "0")
+    assert "already" not in succeed("consolidate", run).out
+    assert "already" not in succeed("evaluate", run).out
+
+
+def test_a_second_process_on_a_live_instance_exits_5_and_says_who(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    succeed("plan", "--quiet", "--n-estimators", "3000", "--early-stopping-patience", "0", DEMO, run)
+    words = [str(ROOT / "bin" / "train-instance"), str(run), "0"]
+    env = os.environ | {"METABATCH_PYTHON": sys.executable}
+    first = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(run / "instances" / "00" / "lease.json")
+        second = start("train-instance", run, "0")
+        assert second.code == 5
+        assert f"pid {first.pid}" in second.err
+        wait_for(run / "instances" / "00" / "progress.json")
+        state = succeed("status", "--json", run).json["instances"][0]
+        assert state["state"] == "running"
+        assert state["memory_now_bytes"] > 50 << 20
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(60) == 75
+    finally:
+        first.kill()
+    left = {p.name for p in (run / "instances" / "00").iterdir()}
+    assert left == {"attempts.jsonl"}
+    assert succeed("status", "--json", run).json["instances"][0]["state"] == "interrupted"
+
+
+def test_a_killed_instance_is_taken_over_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    data = write_table(tmp_path / "data", small_table())
+    succeed("plan", "--quiet", "--n-folds", "2", "--n-estimators", "400", "--early-stopping-patience", "0", data, run)
+    words = [str(ROOT / "bin" / "train-instance"), str(run), "0"]
+    process = subprocess.Popen(words, env=os.environ | {"METABATCH_PYTHON": sys.executable}, stderr=subprocess.DEVNULL)
+    wait_for(run / "instances" / "00" / "progress.json")
+    process.kill()
+    process.wait()
+    succeed("train-instance", "--quiet", run, "0")
+    left = {p.name for p in (run / "instances" / "00").iterdir()}
+    assert left == {"attempts.jsonl", "done.json", "metrics.json", "model", "oof.parquet", "resource_usage.json"}
+
+
+def wait_for(path: Path, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.05)

@@ -1,0 +1,214 @@
+"""What an instance promises: exact cross-validation, reproducible bits, flat memory, every planned gene."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+import xgboost as xgb
+
+from metabatch.data.batches import RowCount
+from metabatch.data.index import pieces_for
+from metabatch.data.preprocess import Preprocessor
+from metabatch.options import Options
+from metabatch.rundir.fingerprint import instance_genes, open_plan, read_features, read_segments
+from metabatch.rundir.layout import RunDir
+from metabatch.training.boosters import booster_params, train_fold
+from metabatch.training.matrix import build_matrix, read_rows
+from tests.conftest import DEMO, QUICK, plan_of, small_table, succeed, train_all, write_table
+
+MODEL_FILES = ("neither.ubj", "donor.ubj", "acceptor.ubj", "calibration.json")
+
+
+def model_bytes(run: Path, index: int = 0) -> list[bytes]:
+    return [(run / "instances" / f"{index:02d}" / "model" / f).read_bytes() for f in MODEL_FILES]
+
+
+def test_folds_by_weight_zero_equal_training_on_the_subset_tree_for_tree(trained: Path) -> None:
+    """Same cuts, no row sampling (its draws fall on other rows): every tree and prediction is the same."""
+    run = RunDir(trained)
+    plan = open_plan(run)
+    files = [DEMO / s.name for s in plan.dataset.shards]
+    prepare = Preprocessor(read_features(run).features)
+    genes = instance_genes(run, 0)
+    pieces = pieces_for(read_segments(run), genes, files)
+    rows = read_rows(pieces, plan.columns, RowCount())
+    options = Options(subsample=1.0, n_estimators=20, early_stopping_patience=0)
+    params = booster_params(options, plan.booster, 2, 1)
+    held_out = rows.gene % 5 == 0
+    positive = rows.label == 1
+    with build_matrix(
+        pieces, prepare, plan.columns, max_bin=256, threads=2, where="test", count=RowCount(), on_batch=lambda _: None
+    ) as matrix:
+        fold = train_fold(matrix, params, positive, rows.weight, held_out, options, lambda: None)
+        matrix.set_info(label=positive.astype(np.float32), weight=np.where(held_out, np.float32(0), rows.weight))
+        by_weight = xgb.train(params, matrix, num_boost_round=20)
+        # The subset alone, quantised with the cuts of the whole matrix.
+        kept_names = [g for i, g in enumerate(rows.genes) if i % 5]
+        batches = [
+            prepare.transform(pq.read_table(p.file).filter(_among(p.file, kept_names)), where="test")
+            for p in {p.file: p for p in pieces}.values()
+        ]
+        kept = read_rows(pieces_for(read_segments(run), kept_names, files), plan.columns, RowCount())
+        assert sum(b.num_rows for b in batches) == len(kept)
+        subset = xgb.QuantileDMatrix(_Once(batches), ref=matrix, max_bin=256)
+        subset.set_info(label=(kept.label == 1).astype(np.float32), weight=kept.weight)
+        on_subset = xgb.train(params, subset, num_boost_round=20)
+        assert by_weight.get_dump(dump_format="json") == on_subset.get_dump(dump_format="json")
+        assert np.array_equal(by_weight.predict(matrix), on_subset.predict(matrix))
+        assert np.array_equal(fold.scores, on_subset.predict(matrix))
+
+
+def _among(file: Path, names: list[str]) -> object:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return pc.is_in(pq.read_table(file, columns=["gene_id"]).column(0), pa.array(names))
+
+
+class _Once(xgb.DataIter):
+    def __init__(self, batches: list[object]) -> None:
+        self._batches, self._at = batches, 0
+        super().__init__()
+
+    def reset(self) -> None:
+        self._at = 0
+
+    def next(self, input_data: object) -> bool:
+        if self._at == len(self._batches):
+            return False
+        input_data(data=self._batches[self._at])  # type: ignore[operator]
+        self._at += 1
+        return True
+
+
+def test_bits_do_not_depend_on_threads_or_shard_names(tmp_path: Path, demo: Path) -> None:
+    renamed = tmp_path / "renamed"
+    renamed.mkdir()
+    for i, file in enumerate(sorted(demo.glob("*.parquet"), reverse=True)):
+        (renamed / f"x{i}.parquet").write_bytes(file.read_bytes())
+    models = []
+    for name, data, threads in (("a", demo, "1"), ("b", demo, "2"), ("c", renamed, "2")):
+        run = tmp_path / name
+        succeed("plan", "--quiet", *QUICK, data, run)
+        succeed("train-instance", "--quiet", "--threads", threads, run, "0")
+        models.append([*model_bytes(run), (run / "instances/00/oof.parquet").read_bytes()])
+    assert models[0] == models[1] == models[2]
+
+
+def test_external_memory_gives_the_same_model(tmp_path: Path, demo: Path) -> None:
+    for strategy in ("single", "external"):
+        run = tmp_path / strategy
+        succeed("plan", "--quiet", "--strategy", strategy, *QUICK, demo, run)
+        scratch = tmp_path / f"scratch-{strategy}"
+        scratch.mkdir()
+        succeed("train-instance", "--quiet", run, "0", env={"TMPDIR": str(scratch)})
+        assert list(scratch.iterdir()) == []  # the page files are gone
+    single, external = (pl.read_parquet(tmp_path / s / "instances/00/oof.parquet") for s in ("single", "external"))
+    for name in ("donor_raw", "acceptor_raw"):
+        assert np.abs(single[name].to_numpy() - external[name].to_numpy()).max() < 1e-5
+
+
+def test_folds_cost_no_memory(tmp_path: Path, demo: Path) -> None:
+    peaks = []
+    for name, words in (("none", ("--n-folds", "0", "--calibration", "none")), ("five", ("--n-folds", "5"))):
+        run = tmp_path / name
+        succeed("plan", "--quiet", *words, "--n-estimators", "20", "--holdout-fraction", "0.1", demo, run)
+        succeed("train-instance", "--quiet", run, "0")
+        usage = json.loads((run / "instances/00/resource_usage.json").read_text())
+        peaks.append(usage["peak_rss_bytes"])
+    assert peaks[1] <= 1.1 * peaks[0]
+
+
+def test_shards_with_other_columns_train_every_planned_gene(tmp_path: Path) -> None:
+    frame = small_table()
+    data = write_table(tmp_path / "data", frame, shards=3)
+    second = data / "part-1.parquet"
+    pl.read_parquet(second).drop("3mer_CGA", "gc_content").write_parquet(second)
+    third = data / "part-2.parquet"
+    pl.read_parquet(third).with_columns(pl.col("3mer_AAA").cast(pl.Int32), pl.lit(1).alias("note")).write_parquet(third)
+    run = tmp_path / "run"
+    said = succeed("plan", "--strategy", "multi-instance", "--n-folds", "2", "--n-estimators", "5", data, run).out
+    assert "absent from some shards" in said
+    features = {f["name"]: f for f in json.loads((run / "features.json").read_text())["features"]}
+    assert features["3mer_CGA"]["if_absent"] == "zero"
+    assert features["gc_content"]["if_absent"] == "null"
+    assert features["3mer_AAA"]["dtype"] == "int32"
+    train_all(run)
+    succeed("consolidate", "--quiet", run)
+    planned = pl.read_parquet(run / "assignments.parquet")
+    for instance in plan_of(run)["instances"]:
+        done = json.loads((run / "instances" / f"{instance['index']:02d}" / "done.json").read_text())
+        wanted = planned.filter(pl.col("instance") == instance["index"])["gene_id"].sort().to_list()
+        assert done["ledger"] == wanted
+    ledger = pl.read_parquet(run / "ensemble" / "ledger.parquet")
+    assert set(ledger["gene_id"]) == set(planned["gene_id"])
+
+
+def test_sparse_counts_are_stored_as_missing_in_training_and_prediction(tmp_path: Path) -> None:
+    frame = small_table()
+    rng = np.random.default_rng(5)
+    counts = {f"4mer_{a}{b}CG": rng.poisson(0.1, frame.height).astype(np.uint8) for a in "ACGT" for b in "ACGT"}
+    data = write_table(tmp_path / "data", frame.with_columns(**{k: pl.Series(v) for k, v in counts.items()}))
+    run = tmp_path / "run"
+    succeed("run-all", "--quiet", "--n-folds", "2", "--n-estimators", "10", data, run)
+    features = json.loads((run / "features.json").read_text())
+    policy = {f["name"]: f["missing"] for f in features["features"]}
+    assert policy["4mer_AACG"] == "zero-as-missing"
+    assert policy["signal"] == "native"
+    bundle = json.loads((run / "ensemble" / "bundle.json").read_text())
+    assert bundle["features"] == features["features"]
+    # The same rows: evaluated from the run's data, and predicted from the parquet files.
+    succeed("predict", "--quiet", run, data, tmp_path / "out")
+    predicted = pl.read_parquet(tmp_path / "out" / "*.parquet")
+    scored = pl.read_parquet(run / "evaluation" / "predictions.parquet")
+    both = scored.join(predicted, on=["gene_id", "position"], suffix="_predict")
+    assert both.height == scored.height
+    assert (both["donor_meta"] == both["donor_meta_predict"]).all()
+
+
+@pytest.mark.parametrize("classes", ["late,early", "none,low,high,extreme"])
+def test_any_table_trains_without_base_scores(tmp_path: Path, classes: str) -> None:
+    """Flights by aircraft: other names, integer groups, two and four classes, no scores, no weights."""
+    names = classes.split(",")
+    rng = np.random.default_rng(1)
+    n = 2400
+    label = rng.integers(0, len(names), n)
+    frame = pl.DataFrame(
+        {
+            "tail": np.repeat(np.arange(40), 60),
+            "outcome": np.array(names)[label],
+            "wind [kt]": label + rng.normal(0, 0.5, n),
+            "distance": rng.integers(100, 3000, n),
+            "night": rng.random(n) < 0.4,
+        }
+    )
+    data = tmp_path / "flights.parquet"
+    frame.write_parquet(data)
+    run = tmp_path / "run"
+    words = ("--group-column", "tail", "--label-column", "outcome", "--classes", classes, "--n-folds", "3")
+    out = succeed("run-all", "--quiet", *words, "--n-estimators", "30", "--learning-rate", "0.3", data, run).out
+    assert "no base scores" in out
+    metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
+    assert metrics["base"] == {}
+    assert all(metrics["meta"][c]["roc_auc"] > 0.7 for c in names)
+    assert plan_of(run)["booster"]["min_child_weight"] == 1.0
+
+
+def test_without_holdout_each_gene_is_scored_by_members_that_did_not_train_on_it(ensemble: Path) -> None:
+    succeed("consolidate", "--quiet", ensemble)
+    succeed("evaluate", "--quiet", ensemble)
+    metrics = json.loads((ensemble / "evaluation" / "metrics.json").read_text())
+    assert metrics["genes"] == 37
+    assert "did not train on it" in metrics["how"]
+    ledger = pl.read_parquet(ensemble / "ensemble" / "ledger.parquet")
+    loci = pl.read_parquet(ensemble / "genes.parquet").select("gene_id", "split_group")
+    trained = ledger.join(loci, on="gene_id").group_by("split_group").agg(pl.col("instance").unique())
+    speakers = dict(zip(trained["split_group"], trained["instance"].to_list(), strict=True))
+    for index, member in metrics["members"].items():
+        may = sum(int(index) not in speakers[locus] for locus in loci["split_group"])
+        assert member["donor"]["genes"] == may
