@@ -90,7 +90,7 @@ def _summarise(
         raise InputError(
             f"{unknown.height} row(s) have a {columns.label} that is no class: {', '.join(map(repr, odd))}",
             expected=f"one of {', '.join(columns.classes)}",
-            where=f"{where}, gene {unknown['gene'][0]}",
+            where=f"{where}, gene {unknown['gene_id'][0]}",
             next_step="correct the labels, or name the classes with --classes",
         )
     weight = pl.lit(1.0, pl.Float64)
@@ -101,7 +101,7 @@ def _summarise(
             raise InputError(
                 f"{bad.height} row(s) have the weight {bad['weight'][0]} in {columns.weight}",
                 expected="finite weights >= 0",
-                where=f"{where}, gene {bad['gene'][0]}",
+                where=f"{where}, gene {bad['gene_id'][0]}",
             )
         weight = pl.col("weight")
     one = pl.lit("", pl.String)
@@ -150,7 +150,7 @@ def _genes(pieces: pl.DataFrame, columns: Columns) -> pl.DataFrame:
     torn = genes.filter(pl.col("splits") > 1)
     if torn.height:
         raise InputError(
-            f"{torn.height} gene(s) lie in more than one {columns.split}, e.g. {torn['gene'][0]}",
+            f"{torn.height} gene(s) lie in more than one {columns.split}, e.g. {torn['gene_id'][0]}",
             expected=f"one {columns.split} per gene, so that splits by it keep genes whole",
         )
     return genes.drop("splits")
@@ -210,7 +210,7 @@ def _warnings(segments: pl.DataFrame, files: Sequence[Path], row_groups: Sequenc
     homes = segments.group_by("gene_id").agg(pl.col("shard").n_unique().alias("shards")).filter(pl.col("shards") > 1)
     if homes.height:
         found.append(
-            f"{homes.height} gene(s) lie in more than one shard, e.g. {homes['gene'].sort()[0]}: "
+            f"{homes.height} gene(s) lie in more than one shard, e.g. {homes['gene_id'].sort()[0]}: "
             "their rows are read together"
         )
     found += [f"shard {file.name} is empty" for file, groups in zip(files, row_groups, strict=True) if sum(groups) == 0]

@@ -36,7 +36,7 @@ def find_parquet(path: str | os.PathLike[str]) -> list[Path]:
 def open_parquet(path: Path) -> pq.ParquetFile:
     """Open one file's footer; a truncated or foreign file is an InputError that names it."""
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, page_checksum_verification=True)  # where the writer made checksums
     except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"{path.name} cannot be read as parquet: {str(error).splitlines()[0]}",

@@ -56,7 +56,8 @@ def save_member(folder: Path, member: Member) -> None:
     """Write {class}.ubj and calibration.json into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for index, name in enumerate(member.classes):
-        member.boosters[name].save_model(folder / booster_file(index, name))
+        # Not save_model: on a full disk it raises XGBoost's own error instead of an OSError with its errno.
+        write_bytes(folder / booster_file(index, name), bytes(member.boosters[name].save_raw("ubj")))
     record = CalibrationFile(classes=member.classes, calibrators=dict(member.calibrators))
     write_bytes(folder / CALIBRATION_FILE, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
 

@@ -79,7 +79,8 @@ def test_two_gb_are_refused_with_what_would_work_and_accepted_with_more_instance
 
 def test_no_adjusting_keeps_the_size_or_refuses(reference: Path, tmp_path: Path) -> None:
     refused = start(
-        "plan", *THEIRS, "--no-auto-adjust-instance-size", "--max-memory-per-instance-gb", "8", reference, tmp_path / "r",
+        "plan", *THEIRS, "--no-auto-adjust-instance-size", "--max-memory-per-instance-gb", "8", reference,
+        tmp_path / "run",
     )  # fmt: skip
     assert refused.code == 4
     assert "1500 genes" in refused.err

@@ -1,0 +1,105 @@
+"""`predict` and `metabatch.load`: one interface, exact names, nothing half-written."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+import metabatch
+from metabatch.errors import InputError, UsageError
+from tests.conftest import DEMO, start, succeed
+
+
+@pytest.fixture(scope="module")
+def frame() -> pl.DataFrame:
+    return pl.read_parquet(DEMO / "positions-00000.parquet")
+
+
+def test_predict_writes_every_row_with_ids_scores_and_probabilities(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    said = succeed("predict", "--quiet", trained, DEMO, out).out
+    assert "16,392 rows in 4 part(s)" in said
+    written = pl.read_parquet(out / "part-*.parquet")
+    source = pl.concat([pl.read_parquet(f) for f in sorted(DEMO.glob("*.parquet"))], how="diagonal")
+    assert written["gene_id"].to_list() == source["gene_id"].to_list()
+    assert written["position"].to_list() == source["position"].to_list()
+    assert (written["donor_score"] == source["donor_score"]).all()
+    total = written.select(pl.sum_horizontal("neither_meta", "donor_meta", "acceptor_meta")).to_series()
+    assert (total - 1).abs().max() < 1e-5
+    meta = pq.read_schema(next(out.glob("part-*.parquet"))).metadata
+    assert meta[b"model_fingerprint"]
+    assert "already predicted" in succeed("predict", "--quiet", trained, DEMO, out).out
+
+
+def test_api_equals_the_command_for_every_kind_of_frame(trained: Path, tmp_path: Path, frame: pl.DataFrame) -> None:
+    model = metabatch.load(trained)
+    assert list(model.classes_) == ["neither", "donor", "acceptor"]
+    proba = model.predict_proba(frame)
+    assert proba.shape == (frame.height, 3)
+    assert np.allclose(proba.sum(axis=1), 1)
+    assert np.array_equal(proba, model.predict_proba(frame.to_arrow()))
+    shuffled = frame.select(sorted(frame.columns, reverse=True))
+    assert np.array_equal(proba, model.predict_proba(shuffled))
+    assert np.array_equal(proba, model.predict_proba(frame.select(model.feature_names).to_pandas()))
+    assert np.array_equal(proba, model.predict_proba(frame.select(model.feature_names).to_numpy().astype(np.float32)))
+    assert set(model.predict(frame)) <= {"neither", "donor", "acceptor"}
+    succeed("predict", "--quiet", trained, DEMO / "positions-00000.parquet", tmp_path / "out")
+    written = pl.read_parquet(tmp_path / "out" / "part-00000.parquet")
+    assert np.array_equal(written["donor_meta"].to_numpy(), proba[:, 1].astype(np.float32))
+
+
+def test_a_copied_bundle_and_the_pickle_are_the_same_model(trained: Path, tmp_path: Path, frame: pl.DataFrame) -> None:
+    proba = metabatch.load(trained).predict_proba(frame)
+    bundle = Path(shutil.copytree(trained / "ensemble", tmp_path / "bundle"))
+    assert np.array_equal(metabatch.load(bundle).predict_proba(frame), proba)
+    pickled = pickle.loads((bundle / "model.pkl").read_bytes())
+    assert np.array_equal(pickled.predict_proba(frame), proba)
+
+
+def test_an_altered_bundle_is_not_loaded(trained: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(trained / "ensemble", tmp_path / "bundle"))
+    model = bundle / "members" / "00" / "donor.ubj"
+    model.write_bytes(model.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"members/00/donor.ubj differs"):
+        metabatch.load(bundle)
+
+
+def test_missing_features_are_named_and_kmers_filled_only_when_asked(trained: Path, tmp_path: Path) -> None:
+    data = DEMO / "positions-00002.parquet"  # lacks 3mer_CGA and 3mer_TCG
+    outcome = start("predict", trained, data, tmp_path / "out")
+    assert outcome.code == 3
+    assert "3mer_CGA, 3mer_TCG" in outcome.err
+    assert "--fill-missing-kmers" in outcome.err
+    assert not (tmp_path / "out").exists()
+    succeed("predict", "--quiet", "--fill-missing-kmers", trained, data, tmp_path / "out")
+    # In the whole folder the columns exist: absent from one shard, they count as 0, as in training.
+    succeed("predict", "--quiet", trained, DEMO, tmp_path / "all")
+    filled = pl.read_parquet(tmp_path / "out" / "part-00000.parquet")
+    whole = pl.read_parquet(tmp_path / "all" / "part-*.parquet")
+    joined = filled.join(whole, on=["gene_id", "position"], suffix="_whole")
+    assert joined.height == filled.height
+    assert (joined["donor_meta"] == joined["donor_meta_whole"]).all()
+    without = pl.read_parquet(data).drop("donor_max_up300")
+    with pytest.raises(InputError, match="donor_max_up300"):
+        metabatch.load(trained, fill_missing_kmers=True).predict_proba(without)
+
+
+def test_a_folder_with_other_files_is_left_alone(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    outcome = start("predict", trained, DEMO, tmp_path)
+    assert outcome.code == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_arrays_of_another_width_and_foreign_types_are_refused(trained: Path) -> None:
+    model = metabatch.load(trained)
+    with pytest.raises(UsageError, match=r"array of shape \(2, 3\)"):
+        model.predict_proba(np.zeros((2, 3)))
+    with pytest.raises(UsageError, match="cannot predict on list"):
+        model.predict_proba([[1.0]])
