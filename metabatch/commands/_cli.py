@@ -26,13 +26,14 @@ EXIT_CODES = """Exit codes:
   75  interrupted; run the same command again
 """
 
-COMMON = """  --force                 Do it again even when it is done.
-  --json                  Print the result as JSON.
+FORCE = "  --force                 Do it again even when it is done.\n"
+REPORTING = """  --json                  Print the result as JSON.
   --quiet                 Only warnings and errors on stderr.
   --verbose               More detail on stderr.
   -h --help               Show this text.
   --version               Show the version.
 """
+COMMON = FORCE + REPORTING
 
 Arguments = dict[str, Any]
 

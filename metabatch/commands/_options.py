@@ -56,11 +56,12 @@ _TRAINING = {
 SECTIONS = {"Data": _DATA, "Planning": _PLANNING, "Training": _TRAINING}
 
 
-def options_text() -> str:
-    """The option lines of the usage text."""
+def options_text(*titles: str) -> str:
+    """The option lines of the usage text: the sections named, default all."""
     defaults = Options()
     parts = []
-    for title, fields in SECTIONS.items():
+    for title in titles or SECTIONS:
+        fields = SECTIONS[title]
         lines = [f"{title}:"]
         for field, (placeholder, text) in fields.items():
             default = getattr(defaults, field)
@@ -84,7 +85,7 @@ def convert(arguments: Mapping[str, Any]) -> tuple[Options, set[str]]:
     given: dict[str, Any] = {}
     for fields in SECTIONS.values():
         for field, (placeholder, _) in fields.items():
-            value = arguments[flag(field)]
+            value = arguments.get(flag(field))  # a command may take some sections only
             if not placeholder:
                 if value:
                     given[field] = False

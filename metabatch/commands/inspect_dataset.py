@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from metabatch.commands._cli import COMMON, EXIT_CODES, Arguments, Text, run_command
+from metabatch.commands._cli import EXIT_CODES, REPORTING, Arguments, Text, run_command
 from metabatch.commands._options import convert, options_text
 from metabatch.commands._tables import inspection_text
 from metabatch.planning.inspect import inspect_dataset
@@ -16,9 +16,9 @@ Usage:
 
 DATASET is a parquet file or a folder of parquet shards.
 
-{options_text()}
+{options_text("Data")}
 Common:
-{COMMON}
+{REPORTING}
 {EXIT_CODES}"""
 
 

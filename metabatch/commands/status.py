@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from metabatch.commands._cli import EXIT_CODES, Arguments, Text, run_command
+from metabatch.commands._cli import EXIT_CODES, REPORTING, Arguments, Text, run_command
 from metabatch.commands._tables import status_text
 from metabatch.rundir.layout import require_run
 from metabatch.rundir.state import survey
@@ -15,12 +15,7 @@ Usage:
   status [options] RUN
 
 Options:
-  --json                  Print the result as JSON.
-  --quiet                 Only warnings and errors on stderr.
-  --verbose               More detail on stderr.
-  -h --help               Show this text.
-  --version               Show the version.
-
+{REPORTING}
 {EXIT_CODES}"""
 
 

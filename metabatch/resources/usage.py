@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import msgspec
 
 from metabatch.resources.limits import cgroup_peak
+
+log = logging.getLogger(__name__)
 
 
 class Phase(msgspec.Struct, kw_only=True):
@@ -82,6 +85,7 @@ class Accounts:
             entry.peak_rss_bytes = peak_rss()
             self._peak = max(self._peak, entry.peak_rss_bytes)
             self.phases.append(entry)
+            log.debug("phase %s: %.1f s, peak %d MiB", name, entry.seconds, entry.peak_rss_bytes >> 20)
 
     def usage(self, *, predicted_peak_bytes: int, budget_bytes: int, budget_source: str, threads: int) -> ResourceUsage:
         self._peak = max(self._peak, peak_rss())

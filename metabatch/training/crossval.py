@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ from metabatch.models.calibration import Calibrator, fit, normalise
 from metabatch.rundir.manifests import Plan
 from metabatch.training.boosters import FoldResult, booster_params, recommended_rounds, train_fold
 from metabatch.training.matrix import Rows
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -60,6 +63,10 @@ def cross_validate(
             outcome = train_fold(matrix, params, positive, rows.weight, held_out, options, on_round)
             on_saved(options.n_estimators - outcome.trained_rounds)
             raw[held_out, code] = outcome.scores[held_out]
+            log.debug(
+                "%s, fold %d: best of %d rounds is %d, log loss %.5f trained, %.5f held out",
+                name, number, outcome.trained_rounds, outcome.rounds, outcome.train_logloss, outcome.held_out_logloss,
+            )  # fmt: skip
             results.append(_record(number, outcome, positive[held_out], rows.weight[held_out], raw[held_out, code]))
         result.folds[name] = results
         result.rounds[name] = recommended_rounds([r["best_rounds"] for r in results], options.n_estimators)

@@ -1,0 +1,43 @@
+"""The documents say what the program does."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from metabatch.commands._options import SECTIONS
+from metabatch.options import flag
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_cli_reference_is_up_to_date() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "generate_cli.py"))["cli_reference"]()
+    assert (ROOT / "docs" / "cli.md").read_text() == made, "run: PYTHONPATH=. python docs/generate_cli.py"
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/architecture.md", "docs/file-formats.md", "docs/how-to.md"])
+def test_files_and_options_named_in_documents_exist(document: str) -> None:
+    text = (ROOT / document).read_text()
+    for path in re.findall(r"\]\((?!http|#)([^)#]+)", text):
+        assert (ROOT / document).parent.joinpath(path).exists(), path
+    for command in re.findall(r"`?bin/([a-z-]+)", text):
+        assert (ROOT / "bin" / command).exists(), command
+    known = {flag(f) for fields in SECTIONS.values() for f in fields} | {
+        "--demo", "--force", "--json", "--quiet", "--verbose", "--fill-missing-kmers", "--help",
+        "--array", "--mem", "--signal", "--requeue", "--open-mode", "--build-arg", "--rm",
+    }  # fmt: skip
+    for option in re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", text):
+        assert option in known, f"{document} names {option}"
+
+
+def test_no_machine_or_registry_is_named_in_the_repository() -> None:
+    listed = (ROOT / "requirements.lock").read_text() + (ROOT / "requirements-dev.lock").read_text()
+    assert "http" not in listed
+    assert "--index" not in listed
+    pins = re.findall(r"^([a-z0-9-]+)==", listed, re.MULTILINE)
+    assert len(pins) > 20
+    assert listed.count("--hash=sha256:") >= len(pins)
