@@ -14,11 +14,14 @@ from metabatch.rundir.state import RunState, sbatch_line
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns padded to their width; all but the first right-aligned."""
+    """Columns padded to their width, numbers to the right; the first and those without a head are text."""
     widths = [max(len(r[i]) for r in (head, *rows)) for i in range(len(head))]
     lines = []
     for row in (head, *rows):
-        cells = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            c.ljust(w) if i == 0 or not head[i] else c.rjust(w)
+            for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 

@@ -15,15 +15,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from metabatch.data.batches import Piece, Reader, RowCount, as_numpy
+from metabatch.data.layout import cell_bytes
 from metabatch.data.schema import Candidate
 from metabatch.errors import InputError
 from metabatch.resources.progress import Progress
-from metabatch.rundir.manifests import ExcludedColumn, Feature, FeatureSet, MissingPolicy
+from metabatch.rundir.manifests import ExcludedColumn, Feature, FeatureSet
 
-# A feature takes zero-as-missing when at least this part of it is zero; the matrix goes that way when
-# at least this part of all cells would be left out (below, the dense layout costs less memory).
+# A feature may take zero-as-missing when at least this part of it is zero.
 _SPARSE_FEATURE = 0.5
-_SPARSE_MATRIX = 0.5
+# The matrix takes it when it is cheaper, or when half of all cells drop out (several times faster trees) at
+# no more than twice the bytes.
+_SPARSE_MATRIX, _PRICE_OF_SPEED = 0.5, 2.0
 
 
 @dataclass
@@ -108,40 +110,22 @@ def _decide(
             kept.append(c)
     if not kept:
         raise InputError("every feature column is constant or empty", expected="at least one feature that varies")
-    sparse = {
-        c.name
-        for c in kept
-        if (t := tallies[c.name]).low >= 0 and t.missing == 0 and t.zeros >= _SPARSE_FEATURE * total
-    }
-    cells = total * len(kept)
-    native = sum(tallies[c.name].missing for c in kept)
-    zero_cells = sum(tallies[n].zeros for n in sparse)
-    use_sparse = bool(sparse) and (native > 0 or native + zero_cells >= _SPARSE_MATRIX * cells)
-    policy: dict[str, MissingPolicy] = {
-        c.name: "zero-as-missing" if use_sparse and c.name in sparse else "native" for c in kept
-    }
+    sparse = _choose_zero_as_missing(kept, tallies, total)
     absent = [c for c in kept if c.absent_from]
     if absent:
         notes.append(
             f"{len(absent)} feature(s) are absent from some shards: k-mers count as 0, others as missing "
             f"({', '.join(c.name for c in absent[:8])}{', …' if len(absent) > 8 else ''})"
         )
-    if use_sparse:
+    if sparse:
         notes.append(f"{len(sparse)} feature(s) are mostly 0: zeros are stored as missing (less memory, faster)")
-    gaps = native + (zero_cells if use_sparse else 0)
-    densities = []
-    bins = []
-    for c in kept:
-        t = tallies[c.name]
-        left_out = t.missing + (t.zeros if policy[c.name] == "zero-as-missing" else 0)
-        densities.append(round(1 - left_out / total, 6))
-        low = min(t.low, 0.0) if t.zeros else t.low
-        bins.append(int(t.high - low + 1) if c.dtype != "float32" else None)
+    densities = _densities(kept, tallies, total, sparse)
+    bins = [_distinct_at_most(c, tallies[c.name]) for c in kept]
     features = tuple(
         Feature(
             name=c.name,
             dtype=c.dtype,
-            missing=policy[c.name],
+            missing="zero-as-missing" if c.name in sparse else "native",
             if_absent="zero" if c.group == "kmer" else "null",
             group=c.group,
         )
@@ -150,8 +134,43 @@ def _decide(
     return FeatureSet(
         features=features,
         excluded=tuple(sorted(gone, key=lambda e: e.name)),
-        densities=tuple(densities),
+        densities=densities,
         distinct_at_most=tuple(bins),
-        has_missing=gaps > 0,
+        has_missing=min(densities) < 1,
         notes=tuple(notes),
     )
+
+
+def _choose_zero_as_missing(kept: Sequence[Candidate], tallies: dict[str, _Tally], total: int) -> set[str]:
+    """The non-negative, mostly zero features whose zeros are better left out of the matrix; possibly none.
+
+    A tree loses nothing by it: zero is the end of their range, and a split sends missing values either way.
+    """
+    mostly_zero = {
+        c.name
+        for c in kept
+        if (t := tallies[c.name]).low >= 0 and t.missing == 0 and t.zeros >= _SPARSE_FEATURE * total
+    }
+    plain = _densities(kept, tallies, total, set())
+    sparse = _densities(kept, tallies, total, mostly_zero)
+    cost_plain = cell_bytes(plain, has_missing=min(plain) < 1)
+    cost_sparse = cell_bytes(sparse, has_missing=min(sparse) < 1)
+    faster = sum(sparse) <= (1 - _SPARSE_MATRIX) * len(kept)
+    if cost_sparse < cost_plain or (faster and cost_sparse <= _PRICE_OF_SPEED * cost_plain):
+        return mostly_zero
+    return set()
+
+
+def _densities(
+    kept: Sequence[Candidate], tallies: dict[str, _Tally], total: int, zero_as_missing: set[str]
+) -> tuple[float, ...]:
+    """The part of each feature's cells that the matrix would store."""
+    gaps = (tallies[c.name].missing + (tallies[c.name].zeros if c.name in zero_as_missing else 0) for c in kept)
+    return tuple(1 - gap / total for gap in gaps)
+
+
+def _distinct_at_most(candidate: Candidate, tally: _Tally) -> int | None:
+    if candidate.dtype == "float32":
+        return None
+    low = min(tally.low, 0.0) if tally.zeros else tally.low
+    return int(tally.high - low + 1)

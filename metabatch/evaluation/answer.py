@@ -7,24 +7,36 @@ from typing import Any
 
 
 def answer_lines(metrics: dict[str, Any]) -> list[str]:
-    """One line per class: base AP, meta AP, difference and what it means; the loud line first when due."""
+    """The loud line first when due; then a line per class, rarest first; then the out-of-fold evidence."""
     lines = []
     lost = [n for n, d in metrics["difference"].items() if d["ap"] is not None and d["ap"] <= 0]
     if lost:
         lines.append(f"The meta-model DOES NOT BEAT ITS BASE for: {', '.join(lost)}.")
-    for name, d in metrics["difference"].items():
-        base, meta = metrics["base"][name]["ap"], metrics["meta"][name]["ap"]
-        if d["ap"] is None:
+    for name in _rarest_first(metrics):
+        d = metrics["difference"].get(name)
+        if d is None:
+            lines.append(f"{name}: AP {number(metrics['meta'][name]['ap'])}; there is no base score to compare with.")
+        elif d["ap"] is None:
             lines.append(f"{name}: {d['verdict']}.")
         else:
+            base, meta = metrics["base"][name]["ap"], metrics["meta"][name]["ap"]
             lines.append(
                 f"{name}: AP {number(base)} (base) to {number(meta)} (meta), difference {signed(d['ap'])}, "
                 f"95 % interval {band(d['ci95'])}: {d['verdict']}."
             )
-    if not metrics["difference"]:
-        lines.append("There are no base scores to compare with.")
-        lines += [f"{name}: AP {number(m['ap'])}." for name, m in metrics["meta"].items()]
+    fold = metrics["out_of_fold"]
+    if fold and fold["difference"]:
+        parts = [
+            f"{n} {signed(fold['difference'][n]['ap'])} ({band(fold['difference'][n]['ci95'])})"
+            for n in _rarest_first(metrics)
+            if n in fold["difference"]
+        ]
+        lines.append(f"Difference out of fold on the {fold['genes']:,} training genes: {', '.join(parts)}.")
     return lines
+
+
+def _rarest_first(metrics: dict[str, Any]) -> list[str]:
+    return sorted(metrics["meta"], key=lambda name: metrics["meta"][name]["prevalence"])
 
 
 def number(value: float | None) -> str:

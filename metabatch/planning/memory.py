@@ -4,12 +4,8 @@
 
 (building the matrix and growing trees do not overlap, so the larger of the two transients counts).
 
-Constants were measured with ``benchmarks/memory_law.py`` (xgboost 3.4, CPU hist, max_bin 256); they
-describe how XGBoost stores a quantised matrix:
-
-* no missing value anywhere: one byte of bin index and one of column index per cell, 2.25 B with slack;
-* any missing value: four bytes per stored cell, and per column either one byte per row (at least 20 %
-  stored) or eight more bytes per stored cell (sparser), plus 0.32 B per cell of slack.
+The bytes per cell come from `metabatch.data.layout`; the other constants were measured with
+``benchmarks/memory_law.py`` (xgboost 3.4, CPU hist, two threads).
 """
 
 from __future__ import annotations
@@ -18,17 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from metabatch.data.batches import BATCH_ROWS
+from metabatch.data.layout import cell_bytes
 from metabatch.options import Options
 from metabatch.rundir.manifests import FeatureSet
 
-BASELINE_BYTES = 265 << 20
-DENSE_CELL_BYTES = 2.25
-STORED_CELL_BYTES = 4.0
-SPARSE_COLUMN_BYTES = 8.0
-SPARSE_COLUMN_BELOW = 0.2
-MISSING_CELL_SLACK = 0.32
+# Interpreter and libraries with the pages of them that training touches: 236 to 296 MiB were seen.
+BASELINE_BYTES = 285 << 20
 SKETCH_BYTES_PER_FEATURE = 90 << 10
-HISTOGRAM_BYTES_PER_BIN = 16
+# One histogram in XGBoost's cache and one in its per-thread buffers, 16 bytes a bin each.
+HISTOGRAM_BYTES_PER_BIN = 32
 ROW_BYTES = 90
 # Seconds per cell and tree on two cores: dense and zero-as-missing (FIELD_NOTES: 0.75 s and 0.16 s for
 # 408k x 1,167), and per cell of matrix construction.
@@ -111,17 +105,6 @@ class MemoryLaw:
         }
 
 
-def cell_bytes(features: FeatureSet) -> float:
-    """Mean bytes per cell of the quantised matrix."""
-    if not features.has_missing:
-        return DENSE_CELL_BYTES
-    costs = [
-        d * (STORED_CELL_BYTES + SPARSE_COLUMN_BYTES) if d < SPARSE_COLUMN_BELOW else d * STORED_CELL_BYTES + 1.0
-        for d in features.densities
-    ]
-    return sum(costs) / len(costs) + MISSING_CELL_SLACK
-
-
 def memory_law(features: FeatureSet, options: Options, largest_batch: int, classes: int) -> MemoryLaw:
     """The law for a data set.
 
@@ -135,7 +118,7 @@ def memory_law(features: FeatureSet, options: Options, largest_batch: int, class
     count = len(features.features)
     bins = sum(_bins(features.distinct_at_most, options.max_bin))
     return MemoryLaw(
-        cell_bytes=cell_bytes(features),
+        cell_bytes=cell_bytes(features.densities, has_missing=features.has_missing),
         fixed_bytes=BASELINE_BYTES,
         build_bytes=count * SKETCH_BYTES_PER_FEATURE + largest_batch,
         row_bytes=ROW_BYTES + 8 * classes,
