@@ -39,8 +39,8 @@ def measured(tmp_path: Path, columns: dict[str, np.ndarray]) -> FeatureSet:
 
 def test_zeros_are_left_out_where_the_matrix_gains_and_only_of_mostly_zero_features(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    counts = {f"c{i}": rng.poisson(0.2, 500).astype(np.uint8) for i in range(9)}
-    found = measured(tmp_path, counts | {"x": rng.normal(size=500)})
+    counts = {f"c{i}": rng.poisson(0.15, 5000).astype(np.uint8) for i in range(9)}
+    found = measured(tmp_path, counts | {"x": rng.normal(size=5000)})
     assert {f.name for f in found.features if f.missing == "zero-as-missing"} == set(counts)
     assert found.densities[-1] == 1.0
     assert found.densities[0] == pytest.approx((counts["c0"] != 0).mean())
