@@ -54,7 +54,7 @@ class MemoryLaw:
 
     def external(self, rows: int) -> int:
         """Predicted peak of anonymous memory with the matrix in pages on disk, bytes."""
-        page = min(rows, BATCH_ROWS * 4) * self.features * self.cell_bytes
+        page = min(rows, BATCH_ROWS) * self.features * self.cell_bytes
         return round(self._common(rows) + 2 * page)
 
     def page_bytes(self, rows: int) -> int:

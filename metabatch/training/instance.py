@@ -234,7 +234,9 @@ class _Work:
                     )
                 )  # fmt: skip
                 phase.rows_read, phase.rows_asked = count.read, count.asked
-            return self._boost(matrix, rows)
+            result = self._boost(matrix, rows)
+            del matrix  # its page files go with the stack: let go of them first
+            return result
 
     def _boost(self, matrix: xgb.DMatrix, rows: Rows) -> tuple[CrossValidation | None, Member, dict[str, int]]:
         plan, options = self.plan, self.plan.options
