@@ -201,7 +201,7 @@ def test_a_giant_gene_over_the_budget_is_named(tmp_path: Path, run: Path) -> Non
     small = small_table(genes=12, rows=30)
     giant = small_table(genes=1, rows=60_000).with_columns(pl.lit("GIANT").alias("gene_id"))
     data = write_table(tmp_path / "giant", pl.concat([small, giant]))
-    words = ("--strategy", "multi-instance", "--max-memory-per-instance-gb", "0.265", "--holdout-fraction", "0")
+    words = ("--strategy", "multi-instance", "--max-memory-per-instance-gb", "0.283", "--holdout-fraction", "0")
     plan_refused(data, run, "gene GIANT alone has 60,000 rows", "--max-memory-per-instance-gb", code=4, options=words)
 
 
