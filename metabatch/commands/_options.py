@@ -109,6 +109,11 @@ def _value(field: str, text: str) -> Any:
         return [part.strip() for part in text.split(",") if part.strip()]
     if field == "prior":
         return _prior(text)
+    if "float" in Options.__annotations__[field]:
+        try:
+            return float(text)  # ".3" and "1e-2" too, which msgspec does not read
+        except ValueError:
+            raise UsageError(f"{flag(field)} {text} cannot be used", expected="a number") from None
     return text
 
 

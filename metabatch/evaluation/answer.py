@@ -15,7 +15,9 @@ def answer_lines(metrics: dict[str, Any]) -> list[str]:
     for name in _rarest_first(metrics):
         d = metrics["difference"].get(name)
         if d is None:
-            lines.append(f"{name}: AP {number(metrics['meta'][name]['ap'])}; there is no base score to compare with.")
+            gaps = metrics["base_missing"].get(name)
+            why = f"its base score is missing in {gaps:,} rows" if gaps else "it has no base score"
+            lines.append(f"{name}: AP {number(metrics['meta'][name]['ap'])}; not compared: {why}.")
         elif d["ap"] is None:
             lines.append(f"{name}: {d['verdict']}.")
         else:

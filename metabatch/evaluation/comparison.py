@@ -139,6 +139,12 @@ def _base_metrics(rows: ScoredRows, classes: tuple[str, ...]) -> dict[str, Any]:
     return all_metrics(rows.base, rows.label, rows.weight, classes, probability=probability)
 
 
+def _base_missing(rows: ScoredRows, plan: Plan) -> dict[str, int]:
+    """Rows without a base score, per class that has a base score column: such a class cannot be compared."""
+    counts = {c: int(np.isnan(rows.base[:, i]).sum()) for i, c in enumerate(plan.columns.classes)}
+    return {c: n for c, n in counts.items() if n and c in plan.columns.scores}
+
+
 def _rest(metrics: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in metrics.items() if k != "classes"}
 

@@ -67,8 +67,8 @@ def choose_holdout(genes: pl.DataFrame, columns: Columns, options: Options) -> t
         bins = partition(sizes_of(units, len(columns.classes)), [fraction, 1 - fraction], rank)
         out = units.filter(pl.Series(bins == 0))["members"].explode()
         mask = genes["gene_id"].is_in(out.implode())
-        unit = f"whole {columns.split} groups" if columns.split else "genes"
-        how = f"{fraction:.0%} of the genes, {unit}, stratified by size and classes, seed {options.seed}"
+        unit = f"in whole {columns.split} groups, " if columns.split else ""
+        how = f"{fraction:.0%} of the genes, {unit}stratified by size and classes, seed {options.seed}"
     held = int(mask.sum())
     if held in (0, genes.height):
         raise InputError(

@@ -125,6 +125,16 @@ def test_nan_is_missing_and_trains(data: Path, run: Path) -> None:
     succeed("run-all", "--quiet", *FAST, "--holdout-fraction", "0.2", data, run)
 
 
+def test_missing_base_scores_train_and_the_report_says_why_there_is_no_comparison(data: Path, run: Path) -> None:
+    gap = pl.when(pl.int_range(pl.len()) % 9 == 0).then(float("nan")).otherwise("donor_score")
+    change(data, lambda f: f.with_columns(gap.alias("donor_score")))
+    out = succeed("run-all", "--quiet", *FAST, "--holdout-fraction", "0", data, run).out
+    assert "donor: AP" in out
+    assert "its base score is missing in 20 rows" in out
+    assert "acceptor: AP 0." in out
+    assert "its base" in out
+
+
 def test_unknown_labels_and_null_genes_are_named(data: Path, run: Path) -> None:
     at = pl.int_range(pl.len()) == 3
     change(
