@@ -94,7 +94,8 @@ def compare(rows: ScoredRows, plan: Plan, members: dict[int, Path]) -> dict[str,
     meta = all_metrics(rows.meta, rows.label, rows.weight, classes)
     base = _base_metrics(rows, classes)
     result: dict[str, Any] = {
-        "base": base["classes"], "base_missing": _base_missing(rows, plan), "meta": meta["classes"], "members": {}, "difference": {},
+        "base": base["classes"], "base_missing": _base_missing(rows, plan),
+        "meta": meta["classes"], "members": {}, "difference": {},
         "summary": {"base": _rest(base), "meta": _rest(meta)},
         "bootstrap": {
             "unit": plan.columns.split or plan.columns.group, "groups": draws.shape[1],
