@@ -11,7 +11,7 @@ import msgspec
 from metabatch.errors import UsageError
 from metabatch.options import DEFAULT_CLASSES, DEFAULT_SCORES, DEFAULT_SPLIT, DEFAULT_WEIGHT, Options, flag
 
-# field -> (placeholder, help). The default is added from Options unless the help says it.
+# field -> (metavar, help). The default is added from Options unless the help says it.
 _DATA = {
     "group_column": ("NAME", "Column that names the group of a row (gene)."),
     "label_column": ("NAME", "Column with the class of a row."),
@@ -63,12 +63,10 @@ def options_text(*titles: str) -> str:
     for title in titles or SECTIONS:
         fields = SECTIONS[title]
         lines = [f"{title}:"]
-        for field, (placeholder, text) in fields.items():
+        for field, (metavar, text) in fields.items():
             default = getattr(defaults, field)
-            shown = (
-                "" if "default:" in text or not placeholder or default in (None, (), {}) else f" (default: {default})"
-            )
-            head = f"  {flag(field)}{' ' + placeholder if placeholder else ''}"
+            shown = "" if "default:" in text or not metavar or default in (None, (), {}) else f" (default: {default})"
+            head = f"  {flag(field)}{' ' + metavar if metavar else ''}"
             lines.append(f"{head:<36}  {text}{shown}")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
@@ -84,9 +82,9 @@ def convert(arguments: Mapping[str, Any]) -> tuple[Options, set[str]]:
     """
     given: dict[str, Any] = {}
     for fields in SECTIONS.values():
-        for field, (placeholder, _) in fields.items():
+        for field, (metavar, _) in fields.items():
             value = arguments.get(flag(field))  # a command may take some sections only
-            if not placeholder:
+            if not metavar:
                 if value:
                     given[field] = False
             elif value is not None:

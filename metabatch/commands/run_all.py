@@ -72,11 +72,11 @@ def action(arguments: Arguments) -> Text:
 def _plan_options(arguments: Arguments, defaults: dict[str, str]) -> list[str]:
     words: list[str] = []
     for fields in SECTIONS.values():
-        for field, (placeholder, _) in fields.items():
+        for field, (metavar, _) in fields.items():
             name = flag(field)
             value = arguments[name] if arguments[name] not in (None, False) else defaults.get(name)
             if value is not None:
-                words += [name, value] if placeholder else [name]
+                words += [name, value] if metavar else [name]
     return words
 
 

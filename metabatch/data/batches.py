@@ -10,11 +10,18 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from metabatch.data.shards import open_parquet
 from metabatch.errors import InputError
 
-BATCH_ROWS = 16_384
+# Row groups up to this size are read whole: Arrow then needs a third of the memory of its batch reader.
+WHOLE_GROUP_ROWS = 32_768
+# Larger ones are read in pieces of this many rows.
+PIECE_ROWS = 4_096
+
+# glibc's allocator for Arrow too: it gives memory back (see `trim_memory`), Arrow's own keeps it.
+pa.set_memory_pool(pa.system_memory_pool())
 
 
 @dataclass(frozen=True)
@@ -36,16 +43,17 @@ class RowCount:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads `columns` of `pieces` in order, in batches of at most `batch_rows` rows.
+    """Reads `columns` of `pieces` in order: a table per row group, or several of a large one.
 
-    A column a file lacks is simply not in its batches; the preprocessing object knows what that means.
-    Memory is bounded by the compressed row group plus one decoded batch, whatever the number of rows.
+    A column a file lacks is simply not in its tables; the preprocessing object knows what that means.
+    Memory is bounded by the compressed row group plus `WHOLE_GROUP_ROWS` decoded rows, whatever the size of
+    the file or of its row groups. For a few narrow columns `rows_at_once` may be larger.
     """
 
     pieces: Sequence[Piece]
     columns: Sequence[str]
     group_column: str
-    batch_rows: int = BATCH_ROWS
+    rows_at_once: int = WHOLE_GROUP_ROWS
     count: RowCount = field(default_factory=RowCount)
 
     def __iter__(self) -> Iterator[pa.Table]:
@@ -57,20 +65,28 @@ class Reader:
             present = set(parquet.schema_arrow.names)
             columns = [c for c in dict.fromkeys((*self.columns, self.group_column)) if c in present]
             try:
-                for batch in parquet.iter_batches(self.batch_rows, row_groups=[piece.row_group], columns=columns):
-                    table = pa.Table.from_batches([batch])
+                for table in self._tables(parquet, piece.row_group, columns):
                     self.count.read += table.num_rows
+                    wanted = table
                     if piece.genes is not None:
-                        table = table.filter(pc.is_in(as_text(table.column(self.group_column)), piece.genes))
-                    self.count.asked += table.num_rows
-                    if table.num_rows:
-                        yield table
+                        wanted = table.filter(pc.is_in(as_text(table.column(self.group_column)), piece.genes))
+                    self.count.asked += wanted.num_rows
+                    if wanted.num_rows:
+                        yield wanted
             except (pa.ArrowException, OSError) as error:
                 raise InputError(
                     f"{piece.file.name} is damaged: {str(error).splitlines()[0]}",
                     where=f"{piece.file}, row group {piece.row_group}",
                     next_step="write the file again",
                 ) from None
+
+    def _tables(self, parquet: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[pa.Table]:
+        if parquet.metadata.row_group(group).num_rows <= self.rows_at_once:
+            yield parquet.read_row_group(group, columns=columns)
+            return
+        rows = PIECE_ROWS if self.rows_at_once == WHOLE_GROUP_ROWS else self.rows_at_once
+        for batch in parquet.iter_batches(rows, row_groups=[group], columns=columns):
+            yield pa.Table.from_batches([batch])
 
 
 def as_text(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:

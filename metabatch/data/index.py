@@ -62,7 +62,7 @@ def build_index(files: Sequence[Path], row_groups: Sequence[Sequence[int]], colu
             for group, rows in enumerate(groups):
                 if rows == 0:
                     continue
-                for batch in Reader([Piece(file, group, None)], wanted, columns.group, batch_rows=131_072):
+                for batch in Reader([Piece(file, group, None)], wanted, columns.group, rows_at_once=131_072):
                     parts.append(_summarise(batch, columns, chrom, shard, group, file))
                     progress.advance(batch.num_rows)
     pieces = pl.concat(parts)

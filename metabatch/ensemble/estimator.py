@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from metabatch.data.batches import BATCH_ROWS
+from metabatch.data.batches import WHOLE_GROUP_ROWS
 from metabatch.data.preprocess import Preprocessor
 from metabatch.errors import UsageError
 from metabatch.models.member import Member
@@ -63,7 +63,10 @@ class MetaModel:
         """
         table = as_table(X, self.feature_names)
         self.check_columns(table.column_names, where="predict_proba")
-        parts = [self.predict_batch(table.slice(start, BATCH_ROWS)) for start in range(0, table.num_rows, BATCH_ROWS)]
+        parts = [
+            self.predict_batch(table.slice(start, WHOLE_GROUP_ROWS))
+            for start in range(0, table.num_rows, WHOLE_GROUP_ROWS)
+        ]
         return np.concatenate(parts) if parts else np.empty((0, len(self.classes_)))
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803

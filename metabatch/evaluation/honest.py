@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from metabatch.data.batches import BATCH_ROWS, Reader, RowCount, as_text, carried
+from metabatch.data.batches import WHOLE_GROUP_ROWS, Reader, RowCount, as_text, carried
 from metabatch.data.index import pieces_for
 from metabatch.data.shards import shard_path
 from metabatch.ensemble.estimator import MetaModel
@@ -169,7 +169,7 @@ def read_oof(path: Path, genes: pl.Series, plan: Plan) -> Iterator[pa.Table]:
     drop = {"fold", *(f"{c}_raw" for c in plan.columns.classes)}
     names = [n for n in pq.read_schema(path).names if n not in drop]
     wanted = pa.array(genes.to_list(), pa.string())
-    for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS, columns=names):
+    for batch in pq.ParquetFile(path).iter_batches(WHOLE_GROUP_ROWS, columns=names):
         table = pa.Table.from_batches([batch])
         table = table.filter(pc.is_in(table.column("gene_id"), wanted))
         if table.num_rows:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from metabatch.data.batches import BATCH_ROWS
+from metabatch.data.batches import WHOLE_GROUP_ROWS
 from metabatch.data.layout import cell_bytes
 from metabatch.options import Options
 from metabatch.rundir.manifests import FeatureSet
@@ -54,7 +54,7 @@ class MemoryLaw:
 
     def external(self, rows: int) -> int:
         """Predicted peak of anonymous memory with the matrix in pages on disk, bytes."""
-        page = min(rows, BATCH_ROWS) * self.features * self.cell_bytes
+        page = min(rows, WHOLE_GROUP_ROWS) * self.features * self.cell_bytes
         return round(self._common(rows) + 2 * page)
 
     def page_bytes(self, rows: int) -> int:

@@ -12,7 +12,7 @@ import msgspec
 import polars as pl
 
 from metabatch import __version__
-from metabatch.data.batches import BATCH_ROWS, RowCount
+from metabatch.data.batches import WHOLE_GROUP_ROWS, RowCount
 from metabatch.data.index import GeneIndex, build_index, class_column, pieces_for
 from metabatch.data.partition import units_of
 from metabatch.data.schema import classify, resolve_columns, union_schema
@@ -258,7 +258,7 @@ def _largest_batch(files: Sequence[Path], features: FeatureSet) -> int:
                 size = sum(group.column(c).total_compressed_size for c in range(group.num_columns))
                 compressed = max(compressed, size)
     widths = sum(4 if f.dtype.endswith("32") else 2 if f.dtype.endswith("16") else 1 for f in features.features)
-    return compressed + 2 * min(rows, BATCH_ROWS) * widths
+    return compressed + 2 * min(rows, WHOLE_GROUP_ROWS) * widths
 
 
 def _write(
