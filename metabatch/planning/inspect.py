@@ -63,7 +63,7 @@ def inspect_dataset(path: str, options: Options) -> Inspection:
         distinct_at_most=(None,) * len(candidates),
         has_missing=False,
     )
-    law = memory_law(assumed, options, 0, len(columns.classes))
+    law = memory_law(assumed, options, len(columns.classes))
     total = int(rows.sum())
     per_gene = total / index.genes.height
     instance_rows = round(min(options.genes_per_instance, index.genes.height) * per_gene)

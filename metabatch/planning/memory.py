@@ -21,8 +21,7 @@ from metabatch.rundir.manifests import FeatureSet
 # Interpreter and libraries with the pages of them that training touches: 236 to 296 MiB were seen.
 BASELINE_BYTES = 285 << 20
 SKETCH_BYTES_PER_FEATURE = 90 << 10
-# One histogram in XGBoost's cache and one in its per-thread buffers, 16 bytes a bin each.
-HISTOGRAM_BYTES_PER_BIN = 32
+HISTOGRAM_BYTES_PER_BIN = 16
 ROW_BYTES = 90
 # Seconds per cell and tree on two cores: dense and zero-as-missing (FIELD_NOTES: 0.75 s and 0.16 s for
 # 408k x 1,167), and per cell of matrix construction.
@@ -45,6 +44,7 @@ class MemoryLaw:
     max_depth: int
     node_bytes: int
     per_gene_bytes: float | None
+    page_rows: int = WHOLE_GROUP_ROWS
 
     def in_memory(self, rows: int, genes: int) -> int:
         """Predicted peak of an instance that holds its matrix in memory, bytes."""
@@ -54,7 +54,7 @@ class MemoryLaw:
 
     def external(self, rows: int) -> int:
         """Predicted peak of anonymous memory with the matrix in pages on disk, bytes."""
-        page = min(rows, WHOLE_GROUP_ROWS) * self.features * self.cell_bytes
+        page = min(rows, self.page_rows) * self.features * self.cell_bytes
         return round(self._common(rows) + 2 * page)
 
     def page_bytes(self, rows: int) -> int:
@@ -105,15 +105,19 @@ class MemoryLaw:
         }
 
 
-def memory_law(features: FeatureSet, options: Options, largest_batch: int, classes: int) -> MemoryLaw:
+def memory_law(
+    features: FeatureSet, options: Options, classes: int, *, largest_batch: int = 0, batch_rows: int = WHOLE_GROUP_ROWS
+) -> MemoryLaw:
     """The law for a data set.
 
     Parameters
     ----------
-    largest_batch : int
-        Bytes of the largest decoded batch plus its compressed row group.
     classes : int
         Number of classes (out-of-fold scores are held for each).
+    largest_batch : int
+        Bytes of the largest decoded batch plus its compressed row group.
+    batch_rows : int
+        Rows of that batch; a page of external memory holds one.
     """
     count = len(features.features)
     bins = sum(_bins(features.distinct_at_most, options.max_bin))
@@ -126,6 +130,7 @@ def memory_law(features: FeatureSet, options: Options, largest_batch: int, class
         stored_fraction=sum(features.densities) / count,
         max_depth=options.max_depth,
         node_bytes=bins * HISTOGRAM_BYTES_PER_BIN,
+        page_rows=batch_rows,
         per_gene_bytes=None if options.memory_per_gene_mb is None else options.memory_per_gene_mb * 2**20,
     )
 

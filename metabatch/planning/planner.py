@@ -98,7 +98,8 @@ def make_plan(
     held, how = choose_holdout(genes, columns, options)
     training = genes.filter(~held)
     warnings = [*index.warnings, *features.notes, *_training_problems(training, columns, options)]
-    law = memory_law(features, options, _largest_batch(files, features), len(columns.classes))
+    largest, batch_rows = _largest_batch(files, features)
+    law = memory_law(features, options, len(columns.classes), largest_batch=largest, batch_rows=batch_rows)
     choice, why, alternatives = choose(training, columns, options, law, budget)
     allocation = choice.allocation
     if allocation is None:
@@ -247,8 +248,8 @@ def _instances(
     return tuple(planned)
 
 
-def _largest_batch(files: Sequence[Path], features: FeatureSet) -> int:
-    """Bytes of the largest compressed row group plus a decoded batch and its copy."""
+def _largest_batch(files: Sequence[Path], features: FeatureSet) -> tuple[int, int]:
+    """Bytes of the largest compressed row group plus a decoded batch and its copy, and the rows of the batch."""
     compressed = rows = 0
     for file in files:
         with open_parquet(file) as parquet:
@@ -258,7 +259,8 @@ def _largest_batch(files: Sequence[Path], features: FeatureSet) -> int:
                 size = sum(group.column(c).total_compressed_size for c in range(group.num_columns))
                 compressed = max(compressed, size)
     widths = sum(4 if f.dtype.endswith("32") else 2 if f.dtype.endswith("16") else 1 for f in features.features)
-    return compressed + 2 * min(rows, WHOLE_GROUP_ROWS) * widths
+    rows = min(rows, WHOLE_GROUP_ROWS)
+    return compressed + 2 * rows * widths, rows
 
 
 def _write(
