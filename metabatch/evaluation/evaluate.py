@@ -82,7 +82,10 @@ def evaluate(run: RunDir, *, threads: int | None = None, force: bool = False) ->
             write_bytes(folder / "report.html", render(run, plan, metrics, figures).encode())
         limit = memory_limits()[0]
         usage = accounts.usage(
-            predicted_peak_bytes=0, budget_bytes=limit.bytes, budget_source=limit.source, threads=threads or cpu_count()
+            predicted_peak_bytes=None,
+            budget_bytes=limit.bytes,
+            budget_source=limit.source,
+            threads=threads or cpu_count(),
         )
         save(folder / "resource_usage.json", usage)
         finish_stage(folder, run.evaluation, stage="evaluate", fingerprint=plan.fingerprint, inputs=inputs)

@@ -28,12 +28,12 @@ class Phase(msgspec.Struct, kw_only=True):
 
 
 class ResourceUsage(msgspec.Struct, kw_only=True):
-    """resource_usage.json."""
+    """resource_usage.json. `predicted_peak_bytes` is None for stages without a prediction."""
 
     format_version: int = 1
     peak_rss_bytes: int
     peak_cgroup_bytes: int | None
-    predicted_peak_bytes: int
+    predicted_peak_bytes: int | None
     budget_bytes: int
     budget_source: str
     threads: int
@@ -87,7 +87,9 @@ class Accounts:
             self.phases.append(entry)
             log.debug("phase %s: %.1f s, peak %d MiB", name, entry.seconds, entry.peak_rss_bytes >> 20)
 
-    def usage(self, *, predicted_peak_bytes: int, budget_bytes: int, budget_source: str, threads: int) -> ResourceUsage:
+    def usage(
+        self, *, predicted_peak_bytes: int | None, budget_bytes: int, budget_source: str, threads: int
+    ) -> ResourceUsage:
         self._peak = max(self._peak, peak_rss())
         return ResourceUsage(
             peak_rss_bytes=self._peak,

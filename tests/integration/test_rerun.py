@@ -36,6 +36,20 @@ def test_every_finished_command_does_nothing_and_says_so(trained: Path) -> None:
     assert snapshot(trained) == before
 
 
+@pytest.mark.parametrize(
+    ("script", "words"), [("train", "instance 0 is already done"), ("consolidate", "already"), ("evaluate", "already")]
+)
+def test_the_sbatch_scripts_run_their_stage_and_pass_its_exit_code_on(trained: Path, script: str, words: str) -> None:
+    """As a plain script here; tests on a real Slurm come with the cluster work."""
+    env = os.environ | {"METABATCH_PYTHON": sys.executable, "METABATCH_HOME": str(ROOT), "SLURM_ARRAY_TASK_ID": "0"}
+    command = ["bash", ROOT / "jobs" / f"{script}.sh"]
+    done = subprocess.run([*command, trained], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert words in done.stdout
+    failed = subprocess.run([*command, trained / "nothing"], env=env, capture_output=True, text=True, check=False)
+    assert failed.returncode == 3
+
+
 def test_another_plan_in_the_same_directory_is_refused(trained: Path) -> None:
     refused = start("plan", "--holdout-fraction", "0.3", *QUICK, "--seed", "7", DEMO, trained)
     assert refused.code == 3
