@@ -136,6 +136,13 @@ def validate(options: Options) -> Options:
                 f"--prior {name}={value} cannot be used",
                 expected=f"CLASS=P with CLASS one of {', '.join(options.classes)} and 0 < P < 1",
             )
+    named = sum(options.prior.values())
+    whole = len(options.prior) == len(options.classes)
+    if options.prior and (abs(named - 1) > 1e-6 if whole else named >= 1):
+        raise UsageError(
+            f"the priors add up to {named:g}",
+            expected="1 when every class is named" if whole else "less than 1: the other classes share the rest",
+        )
     both = set(options.exclude_features) & set(options.allow_features)
     if both:
         raise UsageError(f"{', '.join(sorted(both))} stands in both --exclude-features and --allow-features")

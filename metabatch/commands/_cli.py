@@ -104,6 +104,11 @@ def _file_error(error: OSError) -> InputError | None:
         return InputError(
             f"cannot write or read: {os.strerror(error.errno)}", where=where, expected="a place you may write to"
         )
+    if error.errno == errno.ENOENT:
+        return InputError(
+            "a file or folder that was expected is not there", where=where,
+            next_step="restore it, or run the command that makes it (bin/status says which)",
+        )  # fmt: skip
     if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
         return InputError(f"{os.strerror(error.errno or 0)}", where=where)
     return None

@@ -118,8 +118,11 @@ def _value(field: str, text: str) -> Any:
 def _names(field: str, text: str) -> list[str]:
     path = Path(text)
     if path.is_file():
-        lines = path.read_text().splitlines()
-        return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        try:
+            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        except UnicodeDecodeError:
+            raise UsageError(f"{flag(field)} {text}: the file is no UTF-8 text", expected="one name a line") from None
+        return [line for line in lines if line and not line.startswith("#")]
     if "/" in text or text.endswith((".txt", ".csv", ".tsv")):
         raise UsageError(f"{flag(field)} {text}: no such file")
     return [part.strip() for part in text.split(",") if part.strip()]

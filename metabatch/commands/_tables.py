@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from metabatch.evaluation.answer import answer_lines, band, number, signed
@@ -67,7 +68,13 @@ def plan_text(run: RunDir, plan: Plan) -> str:
     ]  # fmt: skip
     lines += [f"lowered or raised: {x.option} {x.default:g} -> {x.value:g} ({x.because})" for x in plan.lowered]
     lines += [f"note: {w}" for w in plan.warnings]
-    lines += ["", "on a cluster:", f"  {sbatch_line(run, plan)}", "here:", f"  bin/train-instance {run.root} 0"]
+    lines += [
+        "",
+        "on a cluster:",
+        f"  {sbatch_line(run, plan)}",
+        "here:",
+        f"  bin/train-instance {quote(str(run.root))} 0",
+    ]
     return "\n".join(lines)
 
 

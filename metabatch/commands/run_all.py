@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from metabatch.commands._options import SECTIONS, convert, options_text
 from metabatch.commands._tables import evaluation_text
 from metabatch.errors import InputError, MetabatchError
 from metabatch.options import flag
+from metabatch.resources.signals import stop_on_signal
 from metabatch.rundir.fingerprint import open_plan
 from metabatch.rundir.layout import require_run
 
@@ -83,9 +85,24 @@ def _plan_options(arguments: Arguments, defaults: dict[str, str]) -> list[str]:
 def _stage(module: str, words: list[str], *, shown: bool = True) -> None:
     """Run one command as users do, its result on stderr so that stdout stays this command's own."""
     command = [sys.executable, "-m", f"metabatch.commands.{module}", *words]
-    code = subprocess.run(command, stdout=sys.stderr if shown else subprocess.DEVNULL, check=False).returncode
+    with (
+        stop_on_signal() as stop,
+        subprocess.Popen(command, stdout=sys.stderr if shown else subprocess.DEVNULL) as child,
+    ):
+        while (code := _poll(child)) is None:
+            if stop.signal is not None:
+                child.send_signal(signal.SIGTERM)  # it stops at its next safe moment
+                code = child.wait()
+                stop.check()
     if code:
         raise StageError(module.replace("_", "-"), code if code > 0 else 128 - code)
+
+
+def _poll(child: subprocess.Popen[bytes]) -> int | None:
+    try:
+        return child.wait(timeout=0.2)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def main() -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from metabatch.data.shards import open_parquet
 from metabatch.errors import InputError
+from metabatch.rundir.manifests import CarriedType
 
 # Row groups up to this size are read whole: Arrow then needs a third of the memory of its batch reader.
 WHOLE_GROUP_ROWS = 32_768
@@ -111,19 +112,18 @@ def whole_files(files: Sequence[Path]) -> list[Piece]:
     return pieces
 
 
-def carried(table: pa.Table, names: Sequence[str]) -> dict[str, pa.ChunkedArray]:
-    """Columns carried to an output, in a type that does not depend on the shard.
-
-    Integers become int64, other numbers float64, everything else text; absent columns are left out.
-    """
+def carried(table: pa.Table, types: Mapping[str, CarriedType]) -> dict[str, pa.ChunkedArray]:
+    """Columns carried to an output, in the types planned for all shards; a column absent here is null."""
     found = {}
-    for name in names:
+    for name, kind in types.items():
+        target = pa.type_for_alias(kind)
         if name in table.column_names:
-            column = table.column(name)
-            if pa.types.is_integer(column.type):
-                found[name] = column.cast(pa.int64())
-            elif pa.types.is_floating(column.type):
-                found[name] = column.cast(pa.float64())
-            else:
-                found[name] = as_text(column)
+            found[name] = table.column(name).cast(target, safe=kind != "double")
+        else:
+            found[name] = pa.chunked_array([pa.nulls(table.num_rows, target)])
     return found
+
+
+def as_float32(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Scores and weights as stored in outputs; an integer beyond 2^24 is rounded, as any float32 is."""
+    return column.cast(pa.float32(), safe=False)

@@ -1,8 +1,8 @@
 """The gene index: for every gene its rows, class counts and the row groups they lie in.
 
 One streaming pass over the narrow columns (gene, label, split, weight, position); memory grows with the
-number of genes, not of rows. Bad labels, weights, split groups and duplicate rows are found here, before
-anything is planned.
+number of genes and of the row groups each lies in, not of rows. Bad labels, weights, split groups and
+duplicate rows are found here, before anything is planned.
 """
 
 from __future__ import annotations
@@ -14,20 +14,23 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
-from metabatch.data.batches import Piece, Reader, as_text
-from metabatch.data.schema import CHROM_COLUMNS
+from metabatch.data.batches import Piece, Reader, as_text, carried
 from metabatch.errors import InputError
 from metabatch.resources.progress import Progress
 from metabatch.rundir.manifests import Columns
 
 _RECHECK_ROWS = 2_000_000
+_FOLD_EVERY = 32
+_MANY_PLACES = 4
+_PLACE = ("rows", "distinct", "low", "high")
 
 
 @dataclass(frozen=True)
 class GeneIndex:
     """Two small tables.
 
-    genes : gene_id, rows, n_0..n_{K-1} (rows per class), weight, split, chrom; sorted by gene_id.
+    genes : gene_id, rows, n_0..n_{K-1} (rows per class), weight, split, chrom (the first), chroms (how many);
+        sorted by gene_id.
     segments : gene_id, shard (position in the canonical order), row_group, rows; sorted by shard, row_group, gene_id.
     """
 
@@ -49,35 +52,37 @@ def build_index(files: Sequence[Path], row_groups: Sequence[Sequence[int]], colu
         Null gene or label, a label outside the classes, a bad weight, a gene in two split groups,
         duplicate rows.
     """
-    chrom = next((c for c in CHROM_COLUMNS if c in columns.ids), None)
-    wanted = list(
-        dict.fromkeys(
-            c for c in (columns.group, columns.label, columns.split, columns.weight, chrom, *columns.row_key) if c
-        )
-    )
-    parts = []
+    roles = (columns.group, columns.label, columns.split, columns.weight, columns.chrom, *columns.row_key)
+    wanted = list(dict.fromkeys(c for c in roles if c))
+    places: list[pl.DataFrame] = []
+    summaries: list[pl.DataFrame] = []
     total = sum(sum(g) for g in row_groups)
+    if total == 0:
+        raise InputError("the data set has no rows", expected="at least one row", where=str(files[0].parent))
     with Progress("gene index", total, "rows") as progress:
         for shard, (file, groups) in enumerate(zip(files, row_groups, strict=True)):
             for group, rows in enumerate(groups):
                 if rows == 0:
                     continue
                 for batch in Reader([Piece(file, group, None)], wanted, columns.group, rows_at_once=131_072):
-                    parts.append(_summarise(batch, columns, chrom, shard, group, file))
+                    summary = _summarise(batch, columns, f"{file.name}, row group {group}")
+                    here = summary.select("gene_id", *_PLACE)
+                    places.append(here.with_columns(shard=pl.lit(shard, pl.Int32), row_group=pl.lit(group, pl.Int32)))
+                    summaries.append(summary.drop(_PLACE[1:]))
+                    if len(summaries) == _FOLD_EVERY:
+                        summaries = [_fold(summaries)]
                     progress.advance(batch.num_rows)
-    pieces = pl.concat(parts)
+    pieces = pl.concat(places)
+    genes = _genes(_fold(summaries), columns)
     _check_duplicates(pieces, files, columns)
     segments = (
         pieces.group_by("gene_id", "shard", "row_group").agg(pl.col("rows").sum()).sort("shard", "row_group", "gene_id")
     )
-    genes = _genes(pieces, columns)
-    return GeneIndex(genes, segments, tuple(_warnings(segments, files, row_groups)))
+    return GeneIndex(genes, segments, tuple(_warnings(segments, genes, files, row_groups)))
 
 
-def _summarise(
-    batch: pa.Table, columns: Columns, chrom: str | None, shard: int, group: int, file: Path
-) -> pl.DataFrame:
-    where = f"{file.name}, row group {group}"
+def _summarise(batch: pa.Table, columns: Columns, where: str) -> pl.DataFrame:
+    """One row a gene of the batch."""
     gene, label = as_text(batch.column(columns.group)), as_text(batch.column(columns.label))
     if gene.null_count:
         raise InputError(
@@ -107,8 +112,10 @@ def _summarise(
     one = pl.lit("", pl.String)
     if columns.split:
         frame = frame.with_columns(pl.Series("split", pl.from_arrow(as_text(batch.column(columns.split)))))
-    if chrom:
-        frame = frame.with_columns(pl.Series("chrom", pl.from_arrow(as_text(batch.column(chrom)))))
+        if frame["split"].null_count():
+            raise InputError(f"{frame['split'].null_count()} row(s) have no {columns.split}", where=where)
+    if columns.chrom:
+        frame = frame.with_columns(pl.Series("chrom", pl.from_arrow(as_text(batch.column(columns.chrom)))))
     keys = _key_frame(batch, columns)
     frame = frame.with_columns(keys)
     last = keys.columns[-1] if keys.width else None
@@ -119,41 +126,47 @@ def _summarise(
         weight.sum().alias("weight") if columns.weight else pl.len().cast(pl.Float64).alias("weight"),
         (pl.col("split").first() if columns.split else one.first()).alias("split"),
         (pl.col("split").n_unique() if columns.split else pl.lit(1).first()).cast(pl.Int64).alias("splits"),
-        (pl.col("chrom").first() if chrom else one.first()).alias("chrom"),
+        (pl.col("chrom").min() if columns.chrom else one.first()).alias("chrom"),
+        (pl.col("chrom").drop_nulls().n_unique() if columns.chrom else pl.lit(1).first())
+        .cast(pl.Int64)
+        .alias("chroms"),
         (pl.struct(keys.columns).n_unique() if keys.width else pl.len()).cast(pl.Int64).alias("distinct"),
         (pl.col(last or "").min() if numeric else pl.lit(0).first()).cast(pl.Float64).alias("low"),
         (pl.col(last or "").max() if numeric else pl.lit(0).first()).cast(pl.Float64).alias("high"),
     ]
-    found = frame.group_by("gene_id").agg(aggregates).sort("gene_id")
-    if columns.split and frame["split"].null_count():
-        raise InputError(f"{frame['split'].null_count()} row(s) have no {columns.split}", where=where)
-    return found.with_columns(pl.lit(shard, pl.Int32).alias("shard"), pl.lit(group, pl.Int32).alias("row_group"))
+    return frame.group_by("gene_id").agg(aggregates).sort("gene_id")
 
 
 def _key_frame(batch: pa.Table, columns: Columns) -> pl.DataFrame:
-    names = [c for c in columns.row_key if c != columns.group]
-    return pl.DataFrame({f"key_{n}": pl.from_arrow(batch.column(n)) for n in names})
+    types = {c: columns.carried[c] for c in columns.row_key if c != columns.group}
+    return pl.DataFrame({f"key_{n}": pl.from_arrow(c) for n, c in carried(batch, types).items()})
 
 
-def _genes(pieces: pl.DataFrame, columns: Columns) -> pl.DataFrame:
-    counts = [class_column(i) for i in range(len(columns.classes))]
-    genes = (
-        pieces.group_by("gene_id")
+def _fold(summaries: list[pl.DataFrame]) -> pl.DataFrame:
+    """Summaries of several batches as one, a row a gene."""
+    return (
+        pl.concat(summaries)
+        .group_by("gene_id")
         .agg(
-            pl.col("rows", *counts, "weight").sum(),
+            pl.col("rows", "weight", "^n_[0-9]+$").sum(),
             pl.col("split").first(),
             pl.max_horizontal(pl.col("split").n_unique(), pl.col("splits").max()).alias("splits"),
-            pl.col("chrom").first(),
+            pl.col("chrom").min(),
+            pl.max_horizontal(pl.col("chrom").drop_nulls().n_unique(), pl.col("chroms").max()).alias("chroms"),
         )
         .sort("gene_id")
     )
-    torn = genes.filter(pl.col("splits") > 1)
+
+
+def _genes(folded: pl.DataFrame, columns: Columns) -> pl.DataFrame:
+    torn = folded.filter(pl.col("splits") > 1)
     if torn.height:
         raise InputError(
             f"{torn.height} gene(s) lie in more than one {columns.split}, e.g. {torn['gene_id'][0]}",
             expected=f"one {columns.split} per gene, so that splits by it keep genes whole",
         )
-    return genes.drop("splits")
+    counts = [class_column(i) for i in range(len(columns.classes))]
+    return folded.select("gene_id", "rows", *counts, "weight", "split", "chrom", "chroms")
 
 
 def _check_duplicates(pieces: pl.DataFrame, files: Sequence[Path], columns: Columns) -> None:
@@ -205,13 +218,21 @@ def _refuse_duplicates(gene: str, count: int, files: Sequence[Path], places: pl.
     )
 
 
-def _warnings(segments: pl.DataFrame, files: Sequence[Path], row_groups: Sequence[Sequence[int]]) -> list[str]:
+def _warnings(
+    segments: pl.DataFrame, genes: pl.DataFrame, files: Sequence[Path], row_groups: Sequence[Sequence[int]]
+) -> list[str]:
     found = []
     homes = segments.group_by("gene_id").agg(pl.col("shard").n_unique().alias("shards")).filter(pl.col("shards") > 1)
     if homes.height:
         found.append(
             f"{homes.height} gene(s) lie in more than one shard, e.g. {homes['gene_id'].sort()[0]}: "
             "their rows are read together"
+        )
+    places = segments.height / genes.height
+    if places > _MANY_PLACES:
+        found.append(
+            f"the rows of a gene lie in {places:.0f} row groups on average: every instance, and the planning, read far "
+            "more rows than they need (write the table sorted by gene)"
         )
     found += [f"shard {file.name} is empty" for file, groups in zip(files, row_groups, strict=True) if sum(groups) == 0]
     return found

@@ -32,9 +32,7 @@ class Preprocessor:
 
     def __init__(self, features: Sequence[Feature]) -> None:
         self.features = tuple(features)
-        self.matrix_names = [
-            f"f{i}" if any(c in f.name for c in _FORBIDDEN) else f.name for i, f in enumerate(self.features)
-        ]
+        self.matrix_names = _matrix_names([f.name for f in self.features])
 
     def missing_columns(self, names: Sequence[str]) -> list[str]:
         """Features of the model that are not among `names`."""
@@ -87,6 +85,20 @@ class Preprocessor:
         return pa.Table.from_arrays(arrays, names=self.matrix_names)
 
 
+def _matrix_names(names: Sequence[str]) -> list[str]:
+    """The features' names, those that XGBoost refuses replaced by ``f0``, ``f1``, … that no other feature has."""
+    taken = set(names)
+    found = []
+    for number, name in enumerate(names):
+        usable = name
+        if any(c in name for c in _FORBIDDEN):
+            usable = f"f{number}"
+            while usable in taken:
+                usable += "_"
+        found.append(usable)
+    return found
+
+
 def _encode(column: pa.ChunkedArray, feature: Feature, where: str) -> pa.Array:
     valid: np.ndarray | None = None
     if pa.types.is_null(column.type):  # all missing in this shard
@@ -97,6 +109,11 @@ def _encode(column: pa.ChunkedArray, feature: Feature, where: str) -> pa.Array:
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.uint8())
     values = as_numpy(column)
+    if values.dtype.kind == "f" and feature.dtype != "float32":  # numpy and pandas know no missing integer
+        nan = np.isnan(values)
+        if nan.any():
+            valid = ~nan if valid is None else valid & ~nan
+            values = np.where(nan, 0, values)
     if values.dtype.name != feature.dtype:
         values = _convert(values, feature, where)
     if feature.dtype == "float32" and np.isinf(values).any():

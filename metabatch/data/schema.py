@@ -1,7 +1,7 @@
-"""The union schema of all shards, and which column plays which role.
+"""The union schema of all shards.
 
 A column may be absent from some shards (a rare k-mer) or have another numeric width; a column that
-is numeric here and text there is an error. Names, labels, coordinates and text never reach the matrix.
+is numeric here and text there is an error.
 """
 
 from __future__ import annotations
@@ -16,26 +16,8 @@ import pyarrow as pa
 
 from metabatch.data.shards import open_parquet
 from metabatch.errors import InputError
-from metabatch.options import DEFAULT_SCORES, DEFAULT_SPLIT, DEFAULT_WEIGHT, Options
-from metabatch.rundir.manifests import Columns, ExcludedColumn
+from metabatch.rundir.manifests import CarriedType
 
-# Identification of a row or gene: carried to the outputs where present, never a feature.
-ID_COLUMNS = (
-    "gene_name", "gene_type", "transcript_id", "tx_id", "exon_id", "locus_id",
-    "chrom", "chromosome", "seqname", "strand", "position",
-)  # fmt: skip
-# Where a gene lies: a model that sees it memorises genes (SPEC 9).
-LOCATION_COLUMNS = frozenset((
-    "start", "end", "gene_start", "gene_end", "tx_start", "tx_end", "transcript_start", "transcript_end",
-    "exon_start", "exon_end", "cds_start", "cds_end", "absolute_position", "genomic_position", "pos",
-    "gene_index", "transcript_index", "row_id", "index", "__index_level_0__",
-))  # fmt: skip
-# Made from the label: telling them apart from features needs no statistics.
-LABEL_MADE_COLUMNS = frozenset((
-    DEFAULT_WEIGHT, "splice_type", "label", "is_splice_site", "true_site", "stratum",
-    "n_sites", "n_donor", "n_acceptor",
-))  # fmt: skip
-CHROM_COLUMNS = ("chrom", "chromosome", "seqname")
 _KMER = re.compile(r"^(\d{1,2})mer_([ACGTN]+)$")
 
 Dtype = Literal["uint8", "int8", "uint16", "int16", "uint32", "int32", "float32"]
@@ -43,21 +25,15 @@ Dtype = Literal["uint8", "int8", "uint16", "int16", "uint32", "int32", "float32"
 
 @dataclass(frozen=True)
 class ColumnInfo:
-    """A column over all shards: its matrix dtype (None: not a number) and the shards that lack it."""
+    """A column over all shards: its matrix dtype (None: not a number) and the shards that lack it.
+
+    carried : the type that holds its values of every shard in an output; None for lists and the like.
+    """
 
     name: str
     dtype: Dtype | None
+    carried: CarriedType | None
     arrow_type: str
-    absent_from: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A column that may enter the matrix."""
-
-    name: str
-    dtype: Dtype
-    group: Literal["score", "kmer", "context"]
     absent_from: tuple[str, ...]
 
 
@@ -100,7 +76,9 @@ def union_schema(files: Sequence[Path]) -> dict[str, ColumnInfo]:
                 next_step=f"write {odd} again with numbers in {name}",
             )
         dtype = _widest([d for d in dtypes.values() if d is not None]) if numeric else None
-        result[name] = ColumnInfo(name, dtype, str(next(iter(here.values()))), absent)
+        result[name] = ColumnInfo(
+            name, dtype, _carried_type(list(here.values())), str(next(iter(here.values()))), absent
+        )
     return result
 
 
@@ -119,6 +97,38 @@ def _matrix_dtype(kind: pa.DataType) -> Dtype | None:
     return None
 
 
+def _carried_type(kinds: Sequence[pa.DataType]) -> CarriedType | None:
+    if any(pa.types.is_nested(k) for k in kinds):
+        return None
+    if all(pa.types.is_integer(k) for k in kinds):
+        if pa.uint64() not in kinds:
+            return "int64"
+        return "uint64" if all(pa.types.is_unsigned_integer(k) for k in kinds) else "string"
+    if all(pa.types.is_integer(k) or pa.types.is_floating(k) for k in kinds):
+        return "double"
+    return "string"
+
+
+def carried_types(schema: Mapping[str, ColumnInfo], names: Sequence[str]) -> dict[str, CarriedType]:
+    """The output type of each of `names` that the data has.
+
+    Raises
+    ------
+    InputError
+        A column of lists or structs.
+    """
+    found: dict[str, CarriedType] = {}
+    for name in names:
+        if name in schema:
+            kind = schema[name].carried
+            if kind is None:
+                raise InputError(
+                    f"column {name} holds {schema[name].arrow_type}", expected="one number or text per row in an id"
+                )
+            found[name] = kind
+    return found
+
+
 def _widest(dtypes: Sequence[Dtype]) -> Dtype:
     kinds = set(dtypes)
     if len(kinds) == 1:
@@ -128,158 +138,3 @@ def _widest(dtypes: Sequence[Dtype]) -> Dtype:
     if kinds <= {"uint8", "uint16"}:
         return "uint16"
     return "int16" if kinds <= {"uint8", "int8", "int16"} else "int32"
-
-
-def resolve_columns(schema: Mapping[str, ColumnInfo], options: Options) -> Columns:
-    """Decide group, label, split, weight, id and score columns for this data set.
-
-    Raises
-    ------
-    InputError
-        A named column that is not there (with names that look alike), or cannot play its role.
-    """
-    group = _require(schema, options.group_column, "--group-column")
-    label = _require(schema, options.label_column, "--label-column")
-    split = options.split_column
-    if split is not None:
-        _require(schema, split, "--split-column")
-    elif DEFAULT_SPLIT in schema and not schema[DEFAULT_SPLIT].absent_from:
-        split = DEFAULT_SPLIT
-    weight = options.weight_column
-    if weight is not None:
-        _require(schema, weight, "--weight-column")
-    elif DEFAULT_WEIGHT in schema:
-        weight = _require(schema, DEFAULT_WEIGHT, "--weight-column")
-    if weight is not None and schema[weight].dtype is None:
-        raise InputError(f"weight column {weight} holds {schema[weight].arrow_type}", expected="numbers")
-    if options.id_columns is not None:
-        ids = tuple(_require(schema, name, "--id-columns") for name in options.id_columns)
-    else:
-        ids = tuple(n for n in ID_COLUMNS if n in schema and n not in (group, label) and not schema[n].absent_from)
-    if options.id_columns is not None:
-        row_key: tuple[str, ...] = (group, *(i for i in ids if i != group))
-    elif "position" in ids:
-        row_key = (group, *(i for i in ("transcript_id", "tx_id", "position") if i in ids))
-    else:
-        row_key = ()
-    return Columns(
-        group=group,
-        label=label,
-        classes=options.classes,
-        scores=_scores(schema, options),
-        split=None if split == group else split,
-        weight=weight,
-        ids=tuple(i for i in ids if i != group),
-        row_key=row_key,
-    )
-
-
-def _scores(schema: Mapping[str, ColumnInfo], options: Options) -> dict[str, str]:
-    asked = options.score_columns
-    scores: dict[str, str] = {}
-    for entry in DEFAULT_SCORES if asked is None else asked:
-        name, _, column = entry.rpartition("=")
-        name = name or (column[: -len("_score")] if column.endswith("_score") else "")
-        if asked is None and (column not in schema or name not in options.classes):
-            continue
-        if name not in options.classes:
-            raise InputError(
-                f"--score-columns {entry} belongs to no class",
-                expected=f"CLASS_score or CLASS=COLUMN with CLASS one of {', '.join(options.classes)}",
-            )
-        _require(schema, column, "--score-columns")
-        if schema[column].dtype is None:
-            raise InputError(f"score column {column} holds {schema[column].arrow_type}", expected="numbers")
-        scores[name] = column
-    return {c: scores[c] for c in options.classes if c in scores}
-
-
-def _require(schema: Mapping[str, ColumnInfo], name: str, option: str) -> str:
-    if name not in schema:
-        alike = [c for c in schema if name.lower() in c.lower() or c.lower() in name.lower()]
-        hint = f" (there is {', '.join(alike[:5])})" if alike else ""
-        raise InputError(
-            f"no column {name} in the data set{hint}",
-            expected=f"the column named by {option}",
-            where=f"{len(schema)} columns: {', '.join(list(schema)[:8])}, …",
-            next_step=f"give the right name with {option}",
-        )
-    if schema[name].absent_from:
-        missing = schema[name].absent_from
-        raise InputError(
-            f"column {name} is missing from {len(missing)} shard(s): {', '.join(missing[:5])}",
-            expected=f"the column named by {option} in every shard",
-        )
-    return name
-
-
-def classify(
-    schema: Mapping[str, ColumnInfo], columns: Columns, options: Options
-) -> tuple[list[Candidate], list[ExcludedColumn]]:
-    """Split the columns into candidates for the matrix and excluded ones with the reason.
-
-    Raises
-    ------
-    InputError
-        A text (or date, list, …) column nobody accounted for; an excluded or allowed name that does
-        not exist; no feature left.
-    """
-    for name in (*options.exclude_features, *options.allow_features):
-        if name not in schema:
-            raise InputError(
-                f"no column {name} in the data set",
-                expected="names of columns",
-                where="--exclude-features / --allow-features",
-            )
-    roles = {columns.group: "group column", columns.label: "label column"}
-    if columns.split:
-        roles.setdefault(columns.split, "split column")
-    if columns.weight:
-        roles.setdefault(columns.weight, "weight column: it follows the label")
-    for name in columns.ids:
-        roles.setdefault(name, "id column")
-    for name in ID_COLUMNS:
-        if name in schema:
-            roles.setdefault(name, "identifies a gene or position")
-    locked = {columns.group, columns.label, columns.weight, columns.split}
-    candidates: list[Candidate] = []
-    excluded: list[ExcludedColumn] = []
-    for info in schema.values():
-        reason = _exclusion(info, roles, options, locked)
-        if reason is not None:
-            excluded.append(ExcludedColumn(name=info.name, reason=reason))
-        elif info.dtype is None:
-            raise InputError(
-                f"column {info.name} holds {info.arrow_type}, which is no feature",
-                expected="numbers, or a column named as id",
-                where=f"column {info.name}",
-                next_step=f"--exclude-features {info.name}, or --id-columns to carry it to the outputs",
-            )
-        else:
-            score = info.name in columns.scores.values()
-            group: Literal["score", "kmer", "context"] = (
-                "kmer" if is_kmer(info.name) else "score" if score else "context"
-            )
-            candidates.append(Candidate(info.name, info.dtype, group, info.absent_from))
-    if not candidates:
-        raise InputError("no feature column is left", expected="at least one number column besides ids and label")
-    return candidates, excluded
-
-
-def _exclusion(info: ColumnInfo, roles: Mapping[str, str], options: Options, locked: set[str | None]) -> str | None:
-    name = info.name
-    if name in options.allow_features:
-        if name in locked:
-            raise InputError(f"--allow-features {name}: it is the {roles[name]}", expected="a feature column")
-        if info.dtype is None:
-            raise InputError(f"--allow-features {name}: it holds {info.arrow_type}", expected="numbers")
-        return None
-    if name in roles:
-        return roles[name]
-    if name in options.exclude_features:
-        return "excluded by --exclude-features"
-    if name in LABEL_MADE_COLUMNS:
-        return "made from the label (--allow-features to keep it)"
-    if name in LOCATION_COLUMNS:
-        return "genome location: a model would memorise genes (--allow-features to keep it)"
-    return None

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from metabatch.data.batches import Piece, Reader, RowCount, as_numpy
-from metabatch.data.layout import cell_bytes
-from metabatch.data.schema import Candidate
+from metabatch.data.layout import bin_counts, cell_bytes
+from metabatch.data.roles import Candidate
 from metabatch.errors import InputError
 from metabatch.resources.progress import Progress
 from metabatch.rundir.manifests import ExcludedColumn, Feature, FeatureSet
@@ -39,11 +39,11 @@ class _Tally:
 
 def measure_features(
     pieces: Sequence[Piece], rows: int, candidates: Sequence[Candidate], excluded: Sequence[ExcludedColumn],
-    group_column: str, count: RowCount,
+    group_column: str, count: RowCount, max_bin: int,
 ) -> FeatureSet:  # fmt: skip
     """Look at every cell of the candidates in `pieces` and decide the preprocessing.
 
-    `count` receives the rows read and asked for.
+    `count` receives the rows read and asked for; `max_bin` decides what a layout costs.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def measure_features(
                 for name in set(table.column_names) & tallies.keys():
                     _look(table.column(name), tallies[name], name, piece.file)
                 progress.advance(table.num_rows)
-    return _decide(candidates, excluded, tallies, total)
+    return _decide(candidates, excluded, tallies, total, max_bin)
 
 
 def _look(column: pa.ChunkedArray, tally: _Tally, name: str, file: Path) -> None:
@@ -93,8 +93,9 @@ def _look(column: pa.ChunkedArray, tally: _Tally, name: str, file: Path) -> None
 
 
 def _decide(
-    candidates: Sequence[Candidate], excluded: Sequence[ExcludedColumn], tallies: dict[str, _Tally], total: int
-) -> FeatureSet:
+    candidates: Sequence[Candidate], excluded: Sequence[ExcludedColumn], tallies: dict[str, _Tally], total: int,
+    max_bin: int,
+) -> FeatureSet:  # fmt: skip
     kept, gone, notes = [], list(excluded), []
     for c in candidates:
         t = tallies[c.name]
@@ -110,7 +111,8 @@ def _decide(
             kept.append(c)
     if not kept:
         raise InputError("every feature column is constant or empty", expected="at least one feature that varies")
-    sparse = _choose_zero_as_missing(kept, tallies, total)
+    distinct = [_distinct_at_most(c, tallies[c.name]) for c in kept]
+    sparse = _choose_zero_as_missing(kept, tallies, total, max(bin_counts(distinct, max_bin)))
     absent = [c for c in kept if c.absent_from]
     if absent:
         notes.append(
@@ -120,7 +122,6 @@ def _decide(
     if sparse:
         notes.append(f"{len(sparse)} feature(s) are mostly 0: zeros are stored as missing (less memory, faster)")
     densities = _densities(kept, tallies, total, sparse)
-    bins = [_distinct_at_most(c, tallies[c.name]) for c in kept]
     features = tuple(
         Feature(
             name=c.name,
@@ -135,13 +136,13 @@ def _decide(
         features=features,
         excluded=tuple(sorted(gone, key=lambda e: e.name)),
         densities=densities,
-        distinct_at_most=tuple(bins),
+        distinct_at_most=tuple(distinct),
         has_missing=min(densities) < 1,
         notes=tuple(notes),
     )
 
 
-def _choose_zero_as_missing(kept: Sequence[Candidate], tallies: dict[str, _Tally], total: int) -> set[str]:
+def _choose_zero_as_missing(kept: Sequence[Candidate], tallies: dict[str, _Tally], total: int, bins: int) -> set[str]:
     """The non-negative, mostly zero features whose zeros are better left out of the matrix; possibly none.
 
     A tree loses nothing by it: zero is the end of their range, and a split sends missing values either way.
@@ -153,8 +154,8 @@ def _choose_zero_as_missing(kept: Sequence[Candidate], tallies: dict[str, _Tally
     }
     plain = _densities(kept, tallies, total, set())
     sparse = _densities(kept, tallies, total, mostly_zero)
-    cost_plain = cell_bytes(plain, has_missing=min(plain) < 1)
-    cost_sparse = cell_bytes(sparse, has_missing=min(sparse) < 1)
+    cost_plain = cell_bytes(plain, has_missing=min(plain) < 1, most_bins=bins)
+    cost_sparse = cell_bytes(sparse, has_missing=min(sparse) < 1, most_bins=bins)
     faster = sum(sparse) <= (1 - _SPARSE_MATRIX) * len(kept)
     if cost_sparse < cost_plain or (faster and cost_sparse <= _PRICE_OF_SPEED * cost_plain):
         return mostly_zero

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from shlex import quote
 
 from metabatch.ensemble.estimator import MetaModel
 from metabatch.errors import InputError
@@ -34,7 +35,7 @@ def find_bundle(path: str | os.PathLike[str]) -> Path:
     raise InputError(
         f"no model in {path}",
         expected="a run directory after `consolidate`, its ensemble folder, or a copy of that folder",
-        next_step=f"bin/consolidate {path}" if (place / "plan.json").is_file() else None,
+        next_step=f"bin/consolidate {quote(str(path))}" if (place / "plan.json").is_file() else None,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import shutil
 from dataclasses import dataclass
+from shlex import quote
 
 import polars as pl
 import xgboost as xgb
@@ -38,7 +39,7 @@ def consolidate(run: RunDir, *, force: bool = False) -> ConsolidateResult:
     """
     plan = open_plan(run)
     dones = check_instances(run, plan)
-    inputs = {f"instances/{i:02d}": sha256_file(run.instance(i).root / MARKER) for i in dones}
+    inputs = instance_markers(run, plan)
     if not force and _is_current(run, plan, inputs):
         return ConsolidateResult(len(dones), _trained(run), already=True)
     with attempt_folder(run.ensemble) as folder:
@@ -58,6 +59,11 @@ def consolidate(run: RunDir, *, force: bool = False) -> ConsolidateResult:
         genes = ledger["gene_id"].n_unique()
         finish_stage(folder, run.ensemble, stage="consolidate", fingerprint=plan.fingerprint, inputs=inputs)
     return ConsolidateResult(len(dones), genes, already=False)
+
+
+def instance_markers(run: RunDir, plan: Plan) -> dict[str, str]:
+    """sha256 of every instance's marker: what an ensemble was made from."""
+    return {f"instances/{p.index:02d}": sha256_file(run.instance(p.index).root / MARKER) for p in plan.instances}
 
 
 def check_instances(run: RunDir, plan: Plan) -> dict[int, Done]:
@@ -83,8 +89,8 @@ def check_instances(run: RunDir, plan: Plan) -> dict[int, Done]:
             f"{len(problems)} of {len(plan.instances)} instances cannot be used: {listed}",
             expected="every planned instance done and unaltered",
             where=str(run.instances),
-            next_step=f"train them (again): sbatch --array={indices} jobs/train.sh {run.root}, "
-            f"or bin/train-instance {run.root} N for each",
+            next_step=f"train them (again): sbatch --array={indices} jobs/train.sh {quote(str(run.root))}, "
+            f"or bin/train-instance {quote(str(run.root))} N for each",
         )
     return dones
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ import polars as pl
 
 from metabatch.data.shards import verify_unchanged
 from metabatch.ensemble.bundle import load_bundle
+from metabatch.ensemble.consolidate import check_instances, instance_markers
 from metabatch.errors import InputError
 from metabatch.evaluation.comparison import compare, load_scored, per_gene, scored_rows
 from metabatch.evaluation.figures import draw_figures
@@ -42,18 +44,18 @@ def evaluate(run: RunDir, *, threads: int | None = None, force: bool = False) ->
         No valid ensemble, changed data, or nothing was kept back to evaluate on.
     """
     plan = open_plan(run)
-    try:
-        check_stage(run.ensemble, stage="consolidate", fingerprint=plan.fingerprint)
-    except InputError as error:
-        raise InputError(
-            f"the ensemble cannot be used: {error.found}",
-            where=str(run.ensemble),
-            next_step=f"bin/consolidate {run.root}",
-        ) from None
+    made_from = _ensemble_inputs(run, plan)
     inputs = {"ensemble": sha256_file(run.ensemble / MARKER)}
     report = run.evaluation / "report.html"
     if not force and _is_current(run, plan, inputs):
         return EvaluateResult(read_metrics(run), report, already=True)
+    check_instances(run, plan)  # their out-of-fold scores and accounts are read
+    if instance_markers(run, plan) != made_from:
+        raise InputError(
+            "the ensemble was made from other instances than those now in the run",
+            where=str(run.ensemble),
+            next_step=f"bin/consolidate {quote(str(run.root))}",
+        )
     verify_unchanged(plan.dataset)
     model = load_bundle(run.ensemble, threads=threads or cpu_count())
     groups = _groups(run, plan)
@@ -94,6 +96,17 @@ def evaluate(run: RunDir, *, threads: int | None = None, force: bool = False) ->
 
 def read_metrics(run: RunDir) -> dict[str, Any]:
     return dict(msgspec.json.decode((run.evaluation / "metrics.json").read_bytes()))
+
+
+def _ensemble_inputs(run: RunDir, plan: Plan) -> dict[str, str]:
+    try:
+        return check_stage(run.ensemble, stage="consolidate", fingerprint=plan.fingerprint).inputs
+    except InputError as error:
+        raise InputError(
+            f"the ensemble cannot be used: {error.found}",
+            where=str(run.ensemble),
+            next_step=f"bin/consolidate {quote(str(run.root))}",
+        ) from None
 
 
 def _is_current(run: RunDir, plan: Plan, inputs: dict[str, str]) -> bool:

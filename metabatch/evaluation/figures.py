@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from metabatch.evaluation.comparison import ScoredRows
 from metabatch.metrics.classification import reliability
+from metabatch.rundir.layout import class_stems
 
 META_COLOUR, BASE_COLOUR, GREY = "#0072B2", "#D55E00", "#999999"
 _POINTS = 400
@@ -29,15 +30,15 @@ def draw_figures(rows: ScoredRows, classes: tuple[str, ...], folder: Path) -> li
     """
     folder.mkdir(parents=True, exist_ok=True)
     made = []
-    for code, name in enumerate(classes):
+    for code, (name, stem) in enumerate(zip(classes, class_stems(classes), strict=True)):
         positive = rows.label == code
         if not 0 < (rows.weight * positive).sum() < rows.weight.sum():
             continue
         series = {"meta-model": (rows.meta[:, code], META_COLOUR)}
         if not np.isnan(rows.base[:, code]).any():
             series = {"base model": (rows.base[:, code], BASE_COLOUR)} | series
-        made.append(_precision_recall(name, code, series, positive, rows, folder))
-        made.append(_reliability(name, code, series, positive, rows, folder))
+        made.append(_precision_recall(name, stem, series, positive, rows, folder))
+        made.append(_reliability(name, stem, series, positive, rows, folder))
     return made
 
 
@@ -56,7 +57,7 @@ def precision_recall_curve(
 
 def _precision_recall(
     name: str,
-    code: int,
+    stem: str,
     series: dict[str, tuple[np.ndarray, str]],
     positive: np.ndarray,
     rows: ScoredRows,
@@ -79,12 +80,12 @@ def _precision_recall(
         title=f"{name}: {int(positive.sum()):,} of {len(positive):,} rows, {len(rows.gene_names):,} genes",
     )  # fmt: skip
     axes.legend(loc="lower left", frameon=False)
-    return _save(figure, folder / f"precision-recall-{_file_part(name, code)}.png", pl.concat(parts))
+    return _save(figure, folder / f"precision-recall-{stem}.png", pl.concat(parts))
 
 
 def _reliability(
     name: str,
-    code: int,
+    stem: str,
     series: dict[str, tuple[np.ndarray, str]],
     positive: np.ndarray,
     rows: ScoredRows,
@@ -108,7 +109,7 @@ def _reliability(
         title=f"{name}: reliability, {len(positive):,} rows in 15 bins",
     )  # fmt: skip
     axes.legend(loc="upper left", frameon=False)
-    return _save(figure, folder / f"reliability-{_file_part(name, code)}.png", pl.concat(parts))
+    return _save(figure, folder / f"reliability-{stem}.png", pl.concat(parts))
 
 
 def _axes() -> tuple[Figure, Axes]:
@@ -122,7 +123,3 @@ def _save(figure: Figure, path: Path, numbers: pl.DataFrame) -> Path:
     figure.savefig(path, dpi=130)
     numbers.write_csv(path.with_suffix(".csv"))
     return path
-
-
-def _file_part(name: str, code: int) -> str:
-    return name if name.replace("-", "").replace("_", "").isalnum() else f"class{code}"

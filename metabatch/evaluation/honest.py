@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from metabatch.data.batches import WHOLE_GROUP_ROWS, Reader, RowCount, as_text, carried
+from metabatch.data.batches import WHOLE_GROUP_ROWS, Reader, RowCount, as_float32, as_text, carried
 from metabatch.data.index import pieces_for
 from metabatch.data.shards import shard_path
 from metabatch.ensemble.estimator import MetaModel
@@ -138,16 +138,15 @@ def _score_batch(
             total[rows] += proba[rows]
             votes += rows
         own[member.index] = proba
-    data: dict[str, object] = {"gene_id": gene} | dict(carried(table, [c for c in columns.ids if c != "gene_id"]))
+    ids = {c: columns.carried[c] for c in columns.ids if c not in ("gene_id", "label", "weight")}
+    data: dict[str, object] = {"gene_id": gene} | dict(carried(table, ids))
     data["label"] = as_text(table.column(columns.label))
     weight = (
-        table.column(columns.weight).cast(pa.float32())
-        if columns.weight
-        else pa.array(np.ones(table.num_rows, np.float32))
+        as_float32(table.column(columns.weight)) if columns.weight else pa.array(np.ones(table.num_rows, np.float32))
     )
     data["weight"] = weight
     for name, column in columns.scores.items():
-        data[f"{name}_score"] = table.column(column).cast(pa.float32())
+        data[f"{name}_score"] = as_float32(table.column(column))
     for code, name in enumerate(columns.classes):
         data[f"{name}_meta"] = pa.array((total[:, code] / votes).astype(np.float32))
     writer.write(pa.table(data), own)

@@ -1,12 +1,13 @@
-"""From a booster's score to a probability: Platt scaling, isotonic regression, prior correction.
+"""From boosters' scores to probabilities: Platt scaling, isotonic regression, prior correction.
 
 Platt: p = sigmoid(a * logit(s) + b), fitted by unpenalised logistic regression on out-of-fold scores
 (J. Platt 1999; on the logit as in A. Niculescu-Mizil and R. Caruana 2005). Isotonic: B. Zadrozny and
-C. Elkan 2002. Prior correction: M. Saerens et al. 2002, for one class against the rest.
+C. Elkan 2002. Prior correction, over all classes at once: M. Saerens et al. 2002, equation 4.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -24,7 +25,6 @@ class Calibrator(msgspec.Struct, frozen=True, kw_only=True):
     method : what is applied; `none` also when a fit was impossible (see `note`).
     slope, intercept : Platt's a and b.
     x, y : the isotonic step function's knots.
-    prior_shift : added to the logit at the end; moves the training prevalence to `--prior`.
     """
 
     method: Literal["platt", "isotonic", "none"]
@@ -32,7 +32,6 @@ class Calibrator(msgspec.Struct, frozen=True, kw_only=True):
     intercept: float = 0.0
     x: tuple[float, ...] = ()
     y: tuple[float, ...] = ()
-    prior_shift: float = 0.0
     note: str | None = None
 
     def apply(self, scores: np.ndarray) -> np.ndarray:
@@ -42,15 +41,70 @@ class Calibrator(msgspec.Struct, frozen=True, kw_only=True):
             p = _sigmoid(self.slope * _logit(p) + self.intercept)
         elif self.method == "isotonic":
             p = np.interp(p, self.x, self.y)
-        p = np.clip(p, EPS, 1 - EPS)
-        if self.prior_shift:
-            p = np.clip(_sigmoid(_logit(p) + self.prior_shift), EPS, 1 - EPS)
-        return p
+        return np.clip(p, EPS, 1 - EPS)
 
 
-def fit(
-    scores: np.ndarray, positive: np.ndarray, weight: np.ndarray, method: str, *, prior: float | None = None
-) -> Calibrator:
+class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A member's calibration of all classes (calibration.json).
+
+    classes : in the order of the columns.
+    calibrators : one a class.
+    prior_ratios : per class, natural prevalence over that of the calibration rows; None without `--prior`.
+    """
+
+    format_version: int = 1
+    classes: tuple[str, ...]
+    calibrators: dict[str, Calibrator]
+    prior_ratios: tuple[float, ...] | None = None
+
+    def apply(self, raw: np.ndarray) -> np.ndarray:
+        """Raw one-vs-rest scores (n, k) -> calibrated probabilities (n, k) whose rows add up to 1."""
+        calibrated = [self.calibrators[c].apply(raw[:, i]) for i, c in enumerate(self.classes)]
+        probabilities = normalise(np.stack(calibrated, axis=1))
+        return probabilities if self.prior_ratios is None else normalise(probabilities * np.array(self.prior_ratios))
+
+
+def fit_calibration(
+    raw: np.ndarray, label: np.ndarray, weight: np.ndarray, classes: Sequence[str], method: str,
+    prior: Mapping[str, float],
+) -> Calibration:  # fmt: skip
+    """Fit all classes on out-of-fold scores.
+
+    Parameters
+    ----------
+    raw : ndarray of shape (n, k)
+        Booster probabilities of rows the boosters did not train on.
+    label : ndarray of int, shape (n,)
+        Positions in `classes`.
+    weight : ndarray of shape (n,)
+        Sampling weights (ones for none).
+    method : {'platt', 'isotonic', 'none'}
+    prior : mapping of str to float
+        Natural prevalence of some or all classes; the others share the rest as they do in these rows.
+    """
+    calibrators = {
+        name: fit(raw[:, code], label == code, weight, method) if method != "none" else Calibrator(method="none")
+        for code, name in enumerate(classes)
+    }
+    ratios = prior_ratios(label, weight, classes, prior) if prior else None
+    return Calibration(classes=tuple(classes), calibrators=calibrators, prior_ratios=ratios)
+
+
+def prior_ratios(
+    label: np.ndarray, weight: np.ndarray, classes: Sequence[str], prior: Mapping[str, float]
+) -> tuple[float, ...]:
+    """Natural over present prevalence of each class; 1 for a class without weight here: nothing is known of it."""
+    mass = np.bincount(label, weights=weight, minlength=len(classes))
+    share = mass / mass.sum()
+    others = sum(share[i] for i, c in enumerate(classes) if c not in prior)
+    rest = 1 - sum(prior.values())
+    return tuple(
+        1.0 if share[i] == 0 else float(prior[c] / share[i] if c in prior else rest / others)
+        for i, c in enumerate(classes)
+    )
+
+
+def fit(scores: np.ndarray, positive: np.ndarray, weight: np.ndarray, method: str) -> Calibrator:
     """Fit one class's calibration on out-of-fold scores.
 
     Parameters
@@ -61,25 +115,18 @@ def fit(
     weight : ndarray of shape (n,)
         Sampling weights (ones for none).
     method : {'platt', 'isotonic', 'none'}
-    prior : float, optional
-        Natural prevalence of the class; the fitted probabilities are moved from the (weighted) prevalence
-        of these rows to it.
     """
     total = float(weight.sum())
     prevalence = float(weight[positive].sum()) / total if total else 0.0
     if not 0 < prevalence < 1:
         return Calibrator(method="none", note="only one class in the out-of-fold rows: scores are left as they are")
-    shift = 0.0
-    if prior is not None:
-        shift = float(np.log(prior / (1 - prior)) - np.log(prevalence / (1 - prevalence)))
     if method == "platt":
         slope, intercept = _platt(scores, positive, weight)
         if slope <= 0:
             return Calibrator(
-                method="none", prior_shift=shift,
-                note=f"Platt slope {slope:.3g} would turn the ranking over: scores are left as they are",
-            )  # fmt: skip
-        return Calibrator(method="platt", slope=slope, intercept=intercept, prior_shift=shift)
+                method="none", note=f"Platt slope {slope:.3g} would turn the ranking over: scores are left as they are"
+            )
+        return Calibrator(method="platt", slope=slope, intercept=intercept)
     if method == "isotonic":
         with threadpool_limits(1):
             model = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip")
@@ -90,9 +137,8 @@ def fit(
             method="isotonic",
             x=tuple(float(v) for v in model.X_thresholds_),
             y=tuple(float(v) for v in model.y_thresholds_),
-            prior_shift=shift,
         )
-    return Calibrator(method="none", prior_shift=shift)
+    return Calibrator(method="none")
 
 
 def normalise(probabilities: np.ndarray) -> np.ndarray:

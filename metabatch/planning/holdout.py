@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import polars as pl
 
 from metabatch.data.partition import partition, seeded_rank, sizes_of, units_of
@@ -39,8 +41,8 @@ def draw_sample(genes: pl.DataFrame, columns: Columns, number: int, seed: int) -
 def choose_holdout(genes: pl.DataFrame, columns: Columns, options: Options) -> tuple[pl.Series, str]:
     """Mark the holdout genes.
 
-    By chromosome when `--holdout-chrom` is given; otherwise `--holdout-fraction` of the genes, stratified
-    by genes, rows and rows per class, split groups kept whole.
+    By chromosome when `--holdout-chrom` is given (split groups with a gene there go whole); otherwise
+    `--holdout-fraction` of the genes, stratified by genes, rows and rows per class, split groups kept whole.
 
     Returns
     -------
@@ -49,15 +51,7 @@ def choose_holdout(genes: pl.DataFrame, columns: Columns, options: Options) -> t
         One sentence for plan.json and the report.
     """
     if options.holdout_chrom:
-        have = set(genes["chrom"].drop_nulls().to_list()) - {""}
-        unknown = sorted(set(options.holdout_chrom) - have)
-        if unknown:
-            raise InputError(
-                f"--holdout-chrom {', '.join(unknown)}: no such chromosome in the data set",
-                expected=f"some of {', '.join(sorted(have)[:30])}" if have else "an id column chrom",
-            )
-        mask = genes["chrom"].is_in(list(options.holdout_chrom))
-        how = f"genes on {', '.join(options.holdout_chrom)}"
+        mask, how = _by_chromosome(genes, columns, options.holdout_chrom)
     elif options.holdout_fraction == 0:
         return pl.Series([False] * genes.height, dtype=pl.Boolean), "none: evaluation uses out-of-fold scores"
     else:
@@ -83,3 +77,27 @@ def choose_holdout(genes: pl.DataFrame, columns: Columns, options: Options) -> t
                 next_step="change --holdout-fraction or --seed, or use --holdout-fraction 0",
             )
     return mask, how
+
+
+def _by_chromosome(genes: pl.DataFrame, columns: Columns, chromosomes: Sequence[str]) -> tuple[pl.Series, str]:
+    have = set(genes["chrom"].drop_nulls().to_list()) - {""}
+    unknown = sorted(set(chromosomes) - have)
+    if unknown:
+        raise InputError(
+            f"--holdout-chrom {', '.join(unknown)}: no such chromosome in the data set",
+            expected=f"some of {', '.join(sorted(have)[:30])}" if have else "a column chrom",
+        )
+    torn = genes.filter(pl.col("chroms") > 1)
+    if torn.height:
+        raise InputError(
+            f"{torn.height} gene(s) lie on more than one chromosome, e.g. {torn['gene_id'][0]}",
+            expected="one chromosome per gene, so that --holdout-chrom can set genes aside whole",
+            next_step="give such genes a name per chromosome in the data set, or use --holdout-fraction",
+        )
+    there = genes["chrom"].is_in(list(chromosomes)).fill_null(value=False)
+    how = f"genes on {', '.join(chromosomes)}"
+    if columns.split is None:
+        return there, how
+    mask = genes["split"].is_in(genes.filter(there)["split"].unique().implode())
+    more = int(mask.sum()) - int(there.sum())
+    return mask, how + (f", and {more} gene(s) elsewhere of the same {columns.split}" if more else "")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from metabatch.data.index import build_index, rows_by_class
-from metabatch.data.schema import classify, is_kmer, resolve_columns, union_schema
+from metabatch.data.roles import classify, resolve_columns
+from metabatch.data.schema import is_kmer, union_schema
 from metabatch.data.shards import find_parquet, open_parquet
 from metabatch.options import Options, validate
 from metabatch.planning.memory import memory_law

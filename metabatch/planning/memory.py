@@ -10,11 +10,10 @@ The bytes per cell come from `metabatch.data.layout`; the other constants were m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from metabatch.data.batches import WHOLE_GROUP_ROWS
-from metabatch.data.layout import cell_bytes
+from metabatch.data.layout import bin_counts, cell_bytes
 from metabatch.options import Options
 from metabatch.rundir.manifests import FeatureSet
 
@@ -120,20 +119,16 @@ def memory_law(
         Rows of that batch; a page of external memory holds one.
     """
     count = len(features.features)
-    bins = sum(_bins(features.distinct_at_most, options.max_bin))
+    bins = bin_counts(features.distinct_at_most, options.max_bin)
     return MemoryLaw(
-        cell_bytes=cell_bytes(features.densities, has_missing=features.has_missing),
+        cell_bytes=cell_bytes(features.densities, has_missing=features.has_missing, most_bins=max(bins)),
         fixed_bytes=BASELINE_BYTES,
         build_bytes=count * SKETCH_BYTES_PER_FEATURE + largest_batch,
         row_bytes=ROW_BYTES + 8 * classes,
         features=count,
         stored_fraction=sum(features.densities) / count,
         max_depth=options.max_depth,
-        node_bytes=bins * HISTOGRAM_BYTES_PER_BIN,
+        node_bytes=sum(bins) * HISTOGRAM_BYTES_PER_BIN,
         page_rows=batch_rows,
         per_gene_bytes=None if options.memory_per_gene_mb is None else options.memory_per_gene_mb * 2**20,
     )
-
-
-def _bins(distinct: Sequence[int | None], max_bin: int) -> list[int]:
-    return [max_bin if d is None else min(max_bin, d) for d in distinct]

@@ -15,19 +15,21 @@ from metabatch import __version__
 from metabatch.data.batches import WHOLE_GROUP_ROWS, RowCount
 from metabatch.data.index import GeneIndex, build_index, class_column, pieces_for
 from metabatch.data.partition import units_of
-from metabatch.data.schema import classify, resolve_columns, union_schema
+from metabatch.data.roles import classify, resolve_columns
+from metabatch.data.schema import union_schema
 from metabatch.data.shards import find_parquet, open_parquet, scan_shards
 from metabatch.data.statistics import measure_features
 from metabatch.errors import InputError
 from metabatch.options import Options, validate
 from metabatch.planning.allocation import Allocation
+from metabatch.planning.existing import discard_plan, existing_plan
 from metabatch.planning.holdout import choose_holdout, draw_sample
 from metabatch.planning.memory import MemoryLaw, memory_law
-from metabatch.planning.profiles import apply_profile
+from metabatch.planning.profiles import apply_profile, tier_of
 from metabatch.planning.strategies import DEFAULT_CAP_GB, GIB, Choice, choose
 from metabatch.resources.limits import cpu_count, memory_limits
-from metabatch.rundir.fingerprint import dataset_fingerprint, plan_fingerprint
-from metabatch.rundir.layout import RunDir, foreign_entries
+from metabatch.rundir.fingerprint import plan_fingerprint, plan_seal
+from metabatch.rundir.layout import RunDir
 from metabatch.rundir.manifests import (
     Booster,
     Budget,
@@ -37,8 +39,6 @@ from metabatch.rundir.manifests import (
     Holdout,
     Plan,
     PlannedInstance,
-    Shard,
-    load,
     save,
 )
 from metabatch.rundir.publish import attempt_folder, publish_files, sha256_file
@@ -74,13 +74,14 @@ def make_plan(
     """
     validate(options)
     budget, memory = decide_budget(options)
-    options, lowered = apply_profile(options, explicit, memory)
-    shards = scan_shards(dataset)
-    existing = _existing(run, options, shards, force=force)
+    place = dataset.resolve()
+    shards = scan_shards(place)
+    existing = existing_plan(run, options, explicit, shards, force=force)
     if existing is not None:
         return PlanResult(existing, already=True)
+    tier = tier_of(options, memory)
+    options, lowered = apply_profile(options, explicit, tier)
 
-    place = dataset.resolve()
     by_name = {p.name: p for p in find_parquet(place)}
     files = [by_name[s.name] for s in shards]
     schema = union_schema(files)
@@ -92,7 +93,9 @@ def make_plan(
         genes = draw_sample(genes, columns, options.sample_genes, options.seed)
     count = RowCount()
     pieces = pieces_for(index.segments, genes["gene_id"].to_list(), files)
-    features = measure_features(pieces, int(genes["rows"].sum()), candidates, excluded, columns.group, count)
+    features = measure_features(
+        pieces, int(genes["rows"].sum()), candidates, excluded, columns.group, count, options.max_bin
+    )
     log.info("feature scan: %s rows read for %s asked", f"{count.read:,}", f"{count.asked:,}")
 
     held, how = choose_holdout(genes, columns, options)
@@ -108,6 +111,7 @@ def make_plan(
     plan = Plan(
         metabatch_version=__version__,
         fingerprint="",
+        seal="",
         dataset=Dataset(
             path=str(place), genes=genes.height, positions=int(genes["rows"].sum()),
             features=len(features.features), shards=tuple(shards),
@@ -124,6 +128,7 @@ def make_plan(
         allocation_unit=allocation.unit,
         instances=_instances(training, allocation, choice, law, budget, options),
         options=options,
+        profile=tier,
         lowered=lowered,
         booster=_booster(columns),
         warnings=tuple(warnings),
@@ -148,35 +153,6 @@ def decide_budget(options: Options) -> tuple[Budget, int]:
         return Budget(bytes=cap, source=f"default cap of {DEFAULT_CAP_GB:g} GB per instance"), limit.bytes
     source = f"{options.safety_factor:g} x {limit.bytes / GIB:.1f} GB ({limit.source})"
     return Budget(bytes=available, source=source), limit.bytes
-
-
-def _existing(run: RunDir, options: Options, shards: Sequence[Shard], *, force: bool) -> Plan | None:
-    """The plan already there when it is the same; an InputError when it is another."""
-    strangers = foreign_entries(run.root)
-    if strangers and not run.plan.exists():
-        raise InputError(
-            f"{run.root} holds other files ({', '.join(strangers[:5])})", expected="a new or empty run directory"
-        )
-    if run.root.exists() and not run.root.is_dir():
-        raise InputError(f"{run.root} is a file", expected="a new or empty run directory")
-    if not run.plan.exists() or force:
-        return None
-    plan = load(run.plan, Plan)
-    if dataset_fingerprint(plan.dataset.shards) != dataset_fingerprint(shards):
-        raise InputError(
-            f"{run.root} holds a plan for other data (the content of the shards differs)",
-            where=plan.dataset.path,
-            next_step="choose a new run directory, or --force to replace the plan and discard what it trained",
-        )
-    if plan.options != options:
-        old, new = msgspec.structs.asdict(plan.options), msgspec.structs.asdict(options)
-        changed = [f"{k} {old[k]} -> {new[k]}" for k in old if old[k] != new[k]]
-        raise InputError(
-            f"{run.root} holds a plan with other options: {'; '.join(changed)}",
-            expected="the same options (a plan never changes)",
-            next_step="choose a new run directory, or --force to replace the plan and discard what it trained",
-        )
-    return plan
 
 
 def _training_problems(training: pl.DataFrame, columns: Columns, options: Options) -> list[str]:
@@ -276,21 +252,16 @@ def _write(
         tables = {name: sha256_file(folder / name) for name in TABLES}
         decided = msgspec.structs.replace(plan, tables=tables)
         decided = msgspec.structs.replace(decided, fingerprint=plan_fingerprint(decided))
+        decided = msgspec.structs.replace(decided, seal=plan_seal(decided))
         if force:
-            _discard(run)
+            discard_plan(run)
         publish_files(folder, run.root)
         save(run.plan, decided)
     return decided
 
 
-def _discard(run: RunDir) -> None:
-    """Invalidate everything made under the plan being replaced: markers first, so that nothing half-old counts."""
-    run.plan.unlink(missing_ok=True)
-    for marker in run.root.glob("**/done.json"):
-        marker.unlink()
-
-
 def _gene_table(genes: pl.DataFrame, held: pl.Series, columns: Columns) -> pl.DataFrame:
+    genes = genes.drop("chroms")
     counts = {class_column(i): f"n_{name}" for i, name in enumerate(columns.classes)}
     part = pl.when(held).then(pl.lit("holdout")).otherwise(pl.lit("train")).alias("split")
     table = genes.rename(counts).rename({"split": "split_group"}).with_columns(part)

@@ -18,23 +18,25 @@ TIERS: dict[str, tuple[float, dict[str, int]]] = {
 }
 
 
-def apply_profile(
-    options: Options, explicit: Collection[str], memory_bytes: int
-) -> tuple[Options, tuple[Lowered, ...]]:
-    """Options with the profile's values where the user gave none, and what differs from the defaults.
+def tier_of(options: Options, memory_bytes: int) -> str:
+    """The tier of `--profile`: itself, or for ``auto`` the one of this much memory."""
+    if options.profile != "auto":
+        return options.profile
+    return next(n for n, (below, _) in TIERS.items() if memory_bytes < below * GIB)
+
+
+def apply_profile(options: Options, explicit: Collection[str], name: str) -> tuple[Options, tuple[Lowered, ...]]:
+    """Options with the tier's values where the user gave none, and what differs from the defaults.
 
     Parameters
     ----------
     explicit : collection of str
         Fields the user gave; they win over the profile.
-    memory_bytes : int
-        What ``auto`` chooses the tier by.
+    name : str
+        As `tier_of` gives it.
     """
-    if options.profile == "default":
+    if name == "default":
         return options, ()
-    name: str = options.profile
-    if name == "auto":
-        name = next(n for n, (below, _) in TIERS.items() if memory_bytes < below * GIB)
     changes = {k: v for k, v in TIERS[name][1].items() if k not in explicit}
     defaults = Options()
     lowered = tuple(

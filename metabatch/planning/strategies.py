@@ -14,7 +14,6 @@ from metabatch.planning.allocation import Allocation, allocate, instance_count, 
 from metabatch.planning.memory import MemoryLaw
 from metabatch.rundir.manifests import Alternative, Budget, Columns
 
-MIN_GENES, MAX_GENES = 500, 5000
 DEFAULT_CAP_GB = 15.0
 GIB = 1 << 30
 
@@ -136,9 +135,9 @@ def _multi(genes: pl.DataFrame, columns: Columns, options: Options, law: MemoryL
             for r, c, o in zip(rows, allocation.core, allocation.overlap, strict=True)
         ]
         if max(peaks) <= budget.bytes:
-            lacking = _lacking_class(genes, columns, options, allocation)
-            if lacking is not None:
-                return _no(lacking, "--strategy single or --strategy external")
+            problem = _untrainable(genes, columns, options, allocation)
+            if problem is not None:
+                return _no(problem, "--strategy single or --strategy external")
             time = float(rows.sum()) / float(genes["rows"].sum())
             return Choice("multi-instance", allocation, max(peaks), round(time, 3))
         if not options.auto_adjust_instance_size:
@@ -151,13 +150,12 @@ def _multi(genes: pl.DataFrame, columns: Columns, options: Options, law: MemoryL
 
 
 def _genes_that_fit(genes: pl.DataFrame, options: Options, law: MemoryLaw, budget: Budget, capacity: int) -> int:
-    """Genes per instance: the wish, within the notes' bounds, but the budget always wins."""
+    """Genes per instance: the wish, or as many as the budget holds."""
     wish = options.genes_per_instance
     if not options.auto_adjust_instance_size:
         return min(wish, genes.height)
     fits = capacity / _mean_rows(genes) if law.per_gene_bytes is None else budget.bytes / law.per_gene_bytes
-    adjusted = min(wish, math.floor(fits + 1e-9))
-    return min(adjusted, max(MAX_GENES, wish), genes.height)
+    return min(wish, math.floor(fits + 1e-9), genes.height)
 
 
 def _mean_rows(genes: pl.DataFrame) -> float:
@@ -168,23 +166,30 @@ def _too_many(genes: pl.DataFrame, options: Options, law: MemoryLaw, budget: Bud
     needed = smallest_covering_size(genes.height, options.max_instances, options.instance_overlap)
     rows = math.ceil(needed * _mean_rows(genes) * 1.02)
     peak = law.in_memory(rows, needed)
+    room = []
+    if needed > options.genes_per_instance:
+        room.append(f"--genes-per-instance {needed}")
+    if peak > budget.bytes:
+        room.append(f"--max-memory-per-instance-gb {_up(peak)}")
     return _no(
         f"{genes.height:,} genes at {size:,} genes per instance ({_gb(budget.bytes)}) need {count} instances, "
         f"above --max-instances {options.max_instances}",
-        f"--max-instances {count}, or --max-memory-per-instance-gb {_up(peak)} ({needed:,} genes per instance)",
+        f"--max-instances {count}, or {' with '.join(room)} ({needed:,} genes per instance)",
     )
 
 
-def _lacking_class(genes: pl.DataFrame, columns: Columns, options: Options, allocation: Allocation) -> str | None:
+def _untrainable(genes: pl.DataFrame, columns: Columns, options: Options, allocation: Allocation) -> str | None:
     units_needed = 2 if options.n_folds else 1
+    unit, column = (columns.split, "split") if columns.split else ("gene", "gene_id")
     for index, (core, overlap) in enumerate(zip(allocation.core, allocation.overlap, strict=True)):
         part = genes[[*core.tolist(), *overlap.tolist()]]
+        if part[column].n_unique() < options.n_folds:
+            return f"instance {index} would have {part[column].n_unique()} {unit}(s) for {options.n_folds} folds"
         for code, name in enumerate(columns.classes):
-            having = part.filter(pl.col(class_column(code)) > 0)
-            units = having["split" if columns.split else "gene_id"].n_unique()
+            units = part.filter(pl.col(class_column(code)) > 0)[column].n_unique()
             if units < units_needed:
                 return (
-                    f"instance {index} would have {units} {columns.split or 'gene'}(s) with class {name}; "
+                    f"instance {index} would have {units} {unit}(s) with class {name}; "
                     f"{units_needed} are needed to train and cross-validate it"
                 )
     return None

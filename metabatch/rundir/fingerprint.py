@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+import msgspec
 import polars as pl
 
 from metabatch.errors import InputError
@@ -19,16 +20,33 @@ def dataset_fingerprint(shards: Sequence[Shard]) -> str:
 
 
 def plan_fingerprint(plan: Plan) -> str:
-    """sha256 over data content, options and decisions; where the data lies and this machine do not count."""
+    """sha256 over what decides the models: data content, options, columns, tables and who trains what.
+
+    Where the data lies, threads, budgets and estimates do not count: the same plan made on another machine
+    has the same fingerprint.
+    """
     decided = {
+        "format_version": plan.format_version,
         "dataset": dataset_fingerprint(plan.dataset.shards),
-        "options": plan.options,
+        "options": msgspec.structs.replace(plan.options, threads=None),
         "columns": plan.columns,
         "strategy": plan.strategy,
         "tables": dict(sorted(plan.tables.items())),
         "booster": plan.booster,
+        "seed": plan.seed,
+        "instances": [(p.index, p.genes, p.core_genes, p.overlap_genes, p.rows) for p in plan.instances],
+        "holdout": plan.holdout,
+        "coverage": plan.coverage,
+        "lowered": plan.lowered,
     }
     return hashlib.sha256(to_json(decided)).hexdigest()
+
+
+def plan_seal(plan: Plan) -> str:
+    """sha256 over all of plan.json but the seal itself and the place of the data (which may be moved)."""
+    as_read = msgspec.json.decode(to_json(plan), type=Plan)  # 1 is 1.0 where the type says so
+    dataset = msgspec.structs.replace(as_read.dataset, path="")
+    return hashlib.sha256(to_json(msgspec.structs.replace(as_read, seal="", dataset=dataset))).hexdigest()
 
 
 def open_plan(run: RunDir) -> Plan:
@@ -40,9 +58,9 @@ def open_plan(run: RunDir) -> Plan:
         Naming the file that is missing or altered.
     """
     plan = load(run.plan, Plan)
-    if plan_fingerprint(plan) != plan.fingerprint:
+    if plan_seal(plan) != plan.seal:
         raise InputError(
-            f"{run.plan} was changed after it was made (its fingerprint does not match)",
+            f"{run.plan} was changed after it was made (its seal does not match)",
             expected="plan.json as written by `plan`",
             next_step="plan a new run directory with the options you want",
         )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from metabatch.errors import InputError
 
@@ -97,15 +99,28 @@ def require_run(path: str | os.PathLike[str]) -> RunDir:
         raise InputError(
             f"{path} is not a directory",
             expected="a run directory made by `plan DATASET RUN`",
-            next_step=f"bin/plan DATASET {path}",
+            next_step=f"bin/plan DATASET {quote(str(path))}",
         )
     if not run.plan.is_file():
         raise InputError(
             f"{path} has no plan.json",
             expected="a run directory made by `plan DATASET RUN` (plan.json is written last)",
-            next_step=f"bin/plan DATASET {path}",
+            next_step=f"bin/plan DATASET {quote(str(path))}",
         )
     return run
+
+
+def class_stems(classes: Sequence[str]) -> list[str]:
+    """A file name part per class: the class itself, or ``class.0`` where that is no safe name of its own.
+
+    Plain names have no dot, so a numbered one can never be another class's; names that differ in case only
+    (one file on some file systems) are numbered.
+    """
+    lowered = [c.lower() for c in classes]
+    return [
+        c if re.fullmatch(r"[A-Za-z0-9_-]{1,80}", c) and lowered.count(c.lower()) == 1 else f"class.{i}"
+        for i, c in enumerate(classes)
+    ]
 
 
 def parse_instance_index(text: str) -> int | None:

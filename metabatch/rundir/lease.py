@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +17,8 @@ import msgspec
 from filelock import SoftFileLease, Timeout
 
 from metabatch.errors import OwnedError
+from metabatch.resources.process import Identity, is_gone, this_process
+from metabatch.resources.progress import read_progress
 from metabatch.rundir.layout import InstanceDir
 from metabatch.rundir.manifests import to_json
 from metabatch.rundir.markers import utc_now
@@ -30,8 +31,9 @@ HEARTBEAT_SECONDS = 5.0
 class Owner(msgspec.Struct, frozen=True, kw_only=True):
     """lease.json: the process at work. `heartbeat` counts up every few seconds while it lives."""
 
-    host: str
-    pid: int
+    process: Identity
+    rung: str
+    predicted_peak_bytes: int
     slurm_job_id: str | None
     attempt: int
     started: str
@@ -80,8 +82,8 @@ def record_attempt(instance: InstanceDir, attempt: Attempt) -> None:
 
 
 @contextlib.contextmanager
-def hold(instance: InstanceDir, attempt: int) -> Iterator[Owner]:
-    """Own an instance for the time of the block.
+def hold(instance: InstanceDir, rung: str, predicted_peak_bytes: int) -> Iterator[Owner]:
+    """Own an instance for the time of the block; an attempt that was killed before is put on record first.
 
     Raises
     ------
@@ -91,11 +93,13 @@ def hold(instance: InstanceDir, attempt: int) -> Iterator[Owner]:
     instance.root.mkdir(parents=True, exist_ok=True)
     lease = SoftFileLease(instance.lock, lease_duration=LEASE_SECONDS, heartbeat_interval=HEARTBEAT_SECONDS)
     _acquire(lease, instance)
+    _record_killed(instance)
     owner = Owner(
-        host=socket.gethostname(),
-        pid=os.getpid(),
+        process=this_process(),
+        rung=rung,
+        predicted_peak_bytes=predicted_peak_bytes,
         slurm_job_id=os.environ.get("SLURM_JOB_ID"),
-        attempt=attempt,
+        attempt=1 + max((a.attempt for a in read_attempts(instance)), default=0),
         started=utc_now(),
         heartbeat=0,
     )
@@ -110,6 +114,35 @@ def hold(instance: InstanceDir, attempt: int) -> Iterator[Owner]:
         beat.join()
         instance.lease.unlink(missing_ok=True)
         lease.release()
+
+
+def is_alive(instance: InstanceDir, owner: Owner) -> bool:
+    """Whether the recorded owner is at work: it is not known to be gone, and its heartbeat is fresh."""
+    if is_gone(owner.process):
+        return False
+    try:
+        return time.time() - instance.lease.stat().st_mtime <= LEASE_SECONDS
+    except FileNotFoundError:
+        return False
+
+
+def _record_killed(instance: InstanceDir) -> None:
+    """An owner that left its lease.json behind had no time to write down how it ended."""
+    owner = read_owner(instance)
+    if owner is None:
+        return
+    progress = read_progress(instance.progress)
+    record_attempt(
+        instance,
+        Attempt(
+            attempt=owner.attempt, started=owner.started, ended=utc_now(), outcome="killed", rung=owner.rung,
+            host=owner.process.host, slurm_job_id=owner.slurm_job_id,
+            predicted_peak_bytes=owner.predicted_peak_bytes,
+            measured_peak_bytes=progress.rss_bytes if progress else None,
+            message="ended without a word: killed, out of memory, or its node went down (memory: as last reported)",
+        ),
+    )  # fmt: skip
+    instance.lease.unlink(missing_ok=True)
 
 
 def _acquire(lease: SoftFileLease, instance: InstanceDir) -> None:
@@ -133,7 +166,7 @@ def _describe(instance: InstanceDir, owner: Owner | None) -> str:
         return f"instance {instance.index} is owned by another live process"
     job = f", Slurm job {owner.slurm_job_id}" if owner.slurm_job_id else ""
     return (
-        f"instance {instance.index} is being trained by pid {owner.pid} on {owner.host}{job}, "
+        f"instance {instance.index} is being trained by pid {owner.process.pid} on {owner.process.host}{job}, "
         f"attempt {owner.attempt}, since {owner.started}"
     )
 

@@ -14,6 +14,7 @@ from metabatch.rundir.publish import write_bytes
 
 MissingPolicy = Literal["native", "zero-as-missing"]
 AbsentPolicy = Literal["zero", "null"]
+CarriedType = Literal["int64", "uint64", "double", "string"]
 
 
 class _Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,7 +74,13 @@ class FeatureSet(_Manifest, frozen=True, kw_only=True):
 
 
 class Columns(_Manifest, frozen=True, kw_only=True):
-    """Which column plays which role, as resolved by `plan`. `scores`: class -> base score column."""
+    """Which column plays which role, as resolved by `plan`.
+
+    scores : class -> base score column.
+    chrom : the chromosome column, if any.
+    row_key : columns that tell the rows apart; empty when nothing is known to.
+    carried : the type in which each id and key column is carried to outputs, whatever a shard stores.
+    """
 
     group: str
     label: str
@@ -82,7 +89,9 @@ class Columns(_Manifest, frozen=True, kw_only=True):
     split: str | None
     weight: str | None
     ids: tuple[str, ...]
+    chrom: str | None
     row_key: tuple[str, ...]
+    carried: dict[str, CarriedType]
 
 
 class Budget(_Manifest, frozen=True, kw_only=True):
@@ -138,9 +147,17 @@ class Booster(_Manifest, frozen=True, kw_only=True):
 
 
 class Plan(_Manifest, frozen=True, kw_only=True):
+    """plan.json.
+
+    fingerprint : sha256 over what decides the models; stages carry it.
+    seal : sha256 over this file, so that an edit is noticed.
+    profile : the memory tier whose settings stand in `options` ("default": none).
+    """
+
     format_version: int = FORMAT_VERSION
     metabatch_version: str
     fingerprint: str
+    seal: str
     dataset: Dataset
     columns: Columns
     strategy: Literal["single", "external", "multi-instance"]
@@ -154,6 +171,7 @@ class Plan(_Manifest, frozen=True, kw_only=True):
     allocation_unit: str
     instances: tuple[PlannedInstance, ...]
     options: Options
+    profile: str
     lowered: tuple[Lowered, ...]
     booster: Booster
     warnings: tuple[str, ...]

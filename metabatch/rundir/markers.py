@@ -32,6 +32,8 @@ def finish_stage(
 ) -> Done:
     """Publish every file of the attempt folder `source` into `target`, then write the marker.
 
+    Files that the marker replaced recorded and the new one does not are removed.
+
     Parameters
     ----------
     ledger : sequence of str, optional
@@ -52,8 +54,13 @@ def finish_stage(
         ledger=None if ledger is None else tuple(ledger),
         inputs=inputs or {},
     )
+    before = _recorded(target)
     (target / MARKER).unlink(missing_ok=True)
     publish_files(source, target)
+    for name in before - files.keys():
+        file = target / name
+        if target.resolve() in file.resolve().parents:
+            file.unlink(missing_ok=True)
     save(target / MARKER, done)
     return done
 
@@ -77,6 +84,14 @@ def check_stage(folder: Path, *, stage: str, fingerprint: str) -> Done:
 
 def is_marked(folder: Path) -> bool:
     return (folder / MARKER).is_file()
+
+
+def _recorded(folder: Path) -> set[str]:
+    """Files named by the marker in `folder`; none when there is no readable one."""
+    try:
+        return set(load(folder / MARKER, Done).files)
+    except InputError:
+        return set()
 
 
 def _problem(folder: Path, stage: str, fingerprint: str) -> Done | str:

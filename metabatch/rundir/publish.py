@@ -10,16 +10,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
 import secrets
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
+from metabatch.resources.process import is_gone, parse_identity, this_process
 
-_ATTEMPT = re.compile(r"\.attempt-(?P<host>.+)-(?P<pid>\d+)-(?P<start>\d+)-[0-9a-f]{8}$")
+ATTEMPT_PREFIX = ".attempt-"
 
 
 def sha256_file(path: Path) -> str:
@@ -56,16 +54,14 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def attempt_folder(parent: Path) -> Iterator[Path]:
+def attempt_folder(parent: Path, prefix: str = ATTEMPT_PREFIX) -> Iterator[Path]:
     """A private folder inside `parent`, removed at the end whatever happens.
 
     Leftovers of attempts whose process on this host is gone are removed first.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    remove_dead_attempts(parent)
-    host = socket.gethostname()
-    start = int(psutil.Process().create_time())
-    folder = parent / f".attempt-{host}-{os.getpid()}-{start}-{secrets.token_hex(4)}"
+    remove_dead_attempts(parent, prefix)
+    folder = parent / f"{prefix}{this_process()}-{secrets.token_hex(4)}"
     folder.mkdir()
     try:
         yield folder
@@ -73,29 +69,18 @@ def attempt_folder(parent: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_dead_attempts(parent: Path, *, owned: bool = False) -> list[str]:
+def remove_dead_attempts(parent: Path, prefix: str = ATTEMPT_PREFIX, *, owned: bool = False) -> list[str]:
     """Delete attempt folders of dead processes of this host; all of them when the caller owns `parent`.
 
     Returns the names removed.
     """
     removed = []
-    for entry in parent.glob(".attempt-*"):
-        match = _ATTEMPT.search(entry.name)
-        if match and (owned or _is_dead(match["host"], int(match["pid"]), int(match["start"]))):
+    for entry in parent.glob(f"{prefix}*"):
+        process = parse_identity(entry.name.removeprefix(prefix).rpartition("-")[0])
+        if process is not None and (owned or is_gone(process)):
             shutil.rmtree(entry, ignore_errors=True)
             removed.append(entry.name)
     return removed
-
-
-def _is_dead(host: str, pid: int, start: int) -> bool:
-    if host != socket.gethostname():
-        return False
-    try:
-        return abs(int(psutil.Process(pid).create_time()) - start) > 1
-    except psutil.NoSuchProcess:
-        return True
-    except psutil.AccessDenied:
-        return False
 
 
 def publish_files(source: Path, target: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from shlex import quote
 from typing import Literal
 
 import msgspec
@@ -11,7 +11,7 @@ from metabatch.errors import InputError
 from metabatch.resources.progress import read_progress
 from metabatch.rundir.fingerprint import open_plan
 from metabatch.rundir.layout import InstanceDir, RunDir
-from metabatch.rundir.lease import LEASE_SECONDS, read_attempts, read_owner
+from metabatch.rundir.lease import is_alive, read_attempts, read_owner
 from metabatch.rundir.manifests import Plan, PlannedInstance
 from metabatch.rundir.markers import check_stage, is_marked
 
@@ -64,7 +64,7 @@ def sbatch_line(run: RunDir, plan: Plan, indices: list[int] | None = None) -> st
     chosen = [p for p in plan.instances if indices is None or p.index in indices]
     memory = max(p.mem_request_mb for p in chosen)
     array = f"0-{len(plan.instances) - 1}" if indices is None else ",".join(str(p.index) for p in chosen)
-    return f"sbatch --array={array} --mem={memory}M jobs/train.sh {run.root}"
+    return f"sbatch --array={array} --mem={memory}M jobs/train.sh {quote(str(run.root))}"
 
 
 def _instance_state(instance: InstanceDir, planned: PlannedInstance, plan: Plan) -> InstanceState:
@@ -81,16 +81,15 @@ def _instance_state(instance: InstanceDir, planned: PlannedInstance, plan: Plan)
         except InputError as error:
             state, detail = "failed", error.found
     elif owner is not None:
-        age = time.time() - instance.lease.stat().st_mtime if instance.lease.exists() else 0.0
         job = f", Slurm job {owner.slurm_job_id}" if owner.slurm_job_id else ""
-        place = f"pid {owner.pid} on {owner.host}{job}, attempt {owner.attempt}, since {owner.started}"
-        if age <= LEASE_SECONDS:
+        place = f"pid {owner.process.pid} on {owner.process.host}{job}, attempt {owner.attempt}, since {owner.started}"
+        if is_alive(instance, owner):
             progress = read_progress(instance.progress)
             step = f"; {progress.stage} {progress.done}/{progress.total} {progress.unit}" if progress else ""
             now = progress.rss_bytes if progress else None
             state, detail = "running", place + step
         else:
-            state, detail = "failed", f"killed? no heartbeat for {age:.0f} s from {place}"
+            state, detail = "failed", f"killed: nothing is heard of {place}"
     elif last is not None and last.outcome == "interrupted":
         state, detail = "interrupted", (last.message or "stopped").splitlines()[0]
     elif last is not None:
@@ -120,15 +119,16 @@ def _stage_state(run: RunDir, plan: Plan, folder: str, stage: str) -> State:
 
 
 def _next_step(run: RunDir, plan: Plan, instances: list[InstanceState], ensemble: State, evaluation: State) -> str:
+    place = quote(str(run.root))
     open_ones = [i.index for i in instances if i.state in ("pending", "failed", "interrupted")]
     if open_ones:
-        lines = f"bin/train-instance {run.root} {open_ones[0]}"
+        lines = f"bin/train-instance {place} {open_ones[0]}"
         array = sbatch_line(run, plan, None if len(open_ones) == len(instances) else open_ones)
         return f"{lines}   (or on a cluster: {array})"
     if any(i.state == "running" for i in instances):
-        return f"wait, then bin/consolidate {run.root}"
+        return f"wait, then bin/consolidate {place}"
     if ensemble != "done":
-        return f"bin/consolidate {run.root}"
+        return f"bin/consolidate {place}"
     if evaluation != "done":
-        return f"bin/evaluate {run.root}"
-    return f"nothing: open {run.evaluation / 'report.html'}, or bin/predict {run.root} DATA OUT"
+        return f"bin/evaluate {place}"
+    return f"nothing: open {run.evaluation / 'report.html'}, or bin/predict {place} DATA OUT"

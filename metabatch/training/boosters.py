@@ -71,7 +71,7 @@ def log_loss(p: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> float:
 
 def train_fold(
     matrix: xgb.DMatrix, params: dict[str, object], positive: np.ndarray, weight: np.ndarray, held_out: np.ndarray,
-    options: Options, on_round: Callable[[], None],
+    rounds: int, patience: int, on_round: Callable[[], None],
 ) -> FoldResult:  # fmt: skip
     """Train on the rows outside `held_out`; stop when the held-out log loss has not improved for the patience.
 
@@ -80,6 +80,10 @@ def train_fold(
     positive, held_out : ndarray of bool, shape (n,)
     weight : ndarray of float32, shape (n,)
         The rows' own weights; those of held-out rows count in the metric only.
+    rounds : int
+        Most trees.
+    patience : int
+        Rounds without gain before stopping; 0: all `rounds` are trained and kept.
     """
     matrix.set_info(label=positive.astype(np.float32), weight=np.where(held_out, np.float32(0), weight))
     truth, held_weight = positive[held_out], weight[held_out]
@@ -87,28 +91,27 @@ def train_fold(
     def metric(predictions: np.ndarray, _: xgb.DMatrix) -> tuple[str, float]:
         return _METRIC, log_loss(predictions[held_out], truth, held_weight)
 
-    patience = options.early_stopping_patience
+    limit = rounds
     callbacks: list[xgb.callback.TrainingCallback] = [_RoundHook(on_round)]
-    if patience and held_weight.sum() > 0:
+    if patience:
         callbacks.append(
             xgb.callback.EarlyStopping(rounds=patience, metric_name=_METRIC, data_name=_DATA, maximize=False)
         )
         booster = xgb.train(
             params, matrix,
-            num_boost_round=options.n_estimators, evals=[(matrix, _DATA)], custom_metric=metric,
+            num_boost_round=limit, evals=[(matrix, _DATA)], custom_metric=metric,
             verbose_eval=False, callbacks=callbacks,
         )  # fmt: skip
         rounds = booster.best_iteration + 1
     else:
-        booster = xgb.train(params, matrix, num_boost_round=options.n_estimators, callbacks=callbacks)
-        rounds = options.n_estimators
+        booster = xgb.train(params, matrix, num_boost_round=limit, callbacks=callbacks)
     trained = booster.num_boosted_rounds()
     scores = booster.predict(matrix, iteration_range=(0, rounds))
     kept = ~held_out
     return FoldResult(
         rounds=rounds,
         trained_rounds=trained,
-        stopped_early=trained < options.n_estimators,
+        stopped_early=trained < limit,
         train_logloss=log_loss(scores[kept], positive[kept], weight[kept]),
         held_out_logloss=log_loss(scores[held_out], truth, held_weight),
         scores=scores,

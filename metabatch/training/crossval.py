@@ -11,7 +11,7 @@ import numpy as np
 import xgboost as xgb
 
 from metabatch.metrics.classification import all_metrics, class_metrics
-from metabatch.models.calibration import Calibrator, fit, normalise
+from metabatch.models.calibration import Calibration, fit_calibration
 from metabatch.rundir.manifests import Plan
 from metabatch.training.boosters import FoldResult, booster_params, recommended_rounds, train_fold
 from metabatch.training.matrix import Rows
@@ -56,22 +56,39 @@ def cross_validate(
     result = CrossValidation(raw=raw, meta=raw, fold=fold)
     for code, name in enumerate(classes):
         positive = rows.label == code
-        results = []
-        for number in range(options.n_folds):
+        results: dict[int, dict[str, Any]] = {}
+        best: list[int] = []
+        for number, judges in _folds_in_order(fold, positive, rows.weight):
             held_out = fold == number
             params = booster_params(options, plan.booster, threads, booster_seed(plan.seed, instance, code, number))
-            outcome = train_fold(matrix, params, positive, rows.weight, held_out, options, on_round)
+            # No held-out loss to stop by: as many trees as the other folds found best.
+            limit = options.n_estimators if judges else recommended_rounds(best, options.n_estimators)
+            patience = options.early_stopping_patience if judges else 0
+            outcome = train_fold(matrix, params, positive, rows.weight, held_out, limit, patience, on_round)
+            if judges:
+                best.append(outcome.rounds)
             on_saved(options.n_estimators - outcome.trained_rounds)
             raw[held_out, code] = outcome.scores[held_out]
             log.debug(
                 "%s, fold %d: best of %d rounds is %d, log loss %.5f trained, %.5f held out",
                 name, number, outcome.trained_rounds, outcome.rounds, outcome.train_logloss, outcome.held_out_logloss,
             )  # fmt: skip
-            results.append(_record(number, outcome, positive[held_out], rows.weight[held_out], raw[held_out, code]))
-        result.folds[name] = results
-        result.rounds[name] = recommended_rounds([r["best_rounds"] for r in results], options.n_estimators)
+            record = _record(number, outcome, positive[held_out], rows.weight[held_out], raw[held_out, code])
+            results[number] = record if judges else record | {"best_rounds": None, "stopped_early": False}
+        result.folds[name] = [results[number] for number in sorted(results)]
+        result.rounds[name] = recommended_rounds(best, options.n_estimators)
     result.meta = _cross_fitted(raw, rows, fold, plan)
     return result
+
+
+def _folds_in_order(fold: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> list[tuple[int, bool]]:
+    """Folds with rows, and whether each can judge a model (it holds the class and others): those first."""
+    found = []
+    for number in np.unique(fold):
+        here = fold == number
+        total, hits = weight[here].sum(dtype=np.float64), weight[here & positive].sum(dtype=np.float64)
+        found.append((int(number), bool(0 < hits < total)))
+    return sorted(found, key=lambda f: not f[1])
 
 
 def _record(
@@ -88,27 +105,22 @@ def _record(
     }
 
 
-def fit_calibrators(raw: np.ndarray, rows: Rows, plan: Plan, chosen: np.ndarray | None = None) -> dict[str, Calibrator]:
-    """Calibrators per class, fitted on out-of-fold scores (of the `chosen` rows only, when given)."""
+def calibrate(raw: np.ndarray, rows: Rows, plan: Plan, chosen: np.ndarray | None = None) -> Calibration:
+    """The calibration fitted on out-of-fold scores (of the `chosen` rows only, when given)."""
     pick = slice(None) if chosen is None else chosen
-    return {
-        name: fit(
-            raw[pick, code], rows.label[pick] == code, rows.weight[pick], plan.options.calibration,
-            prior=plan.options.prior.get(name),
-        )
-        for code, name in enumerate(plan.columns.classes)
-    }  # fmt: skip
+    options = plan.options
+    return fit_calibration(
+        raw[pick], rows.label[pick], rows.weight[pick], plan.columns.classes, options.calibration, options.prior
+    )
 
 
 def _cross_fitted(raw: np.ndarray, rows: Rows, fold: np.ndarray, plan: Plan) -> np.ndarray:
-    """Calibrated out-of-fold probabilities; each fold by calibrators fitted on the other folds' genes."""
-    calibrated = np.empty(raw.shape, dtype=np.float64)
-    for number in range(plan.options.n_folds):
+    """Calibrated out-of-fold probabilities; each fold by a calibration fitted on the other folds' genes."""
+    meta = np.empty(raw.shape, dtype=np.float64)
+    for number in np.unique(fold):
         held_out = fold == number
-        calibrators = fit_calibrators(raw, rows, plan, ~held_out)
-        for code, name in enumerate(plan.columns.classes):
-            calibrated[held_out, code] = calibrators[name].apply(raw[held_out, code])
-    return normalise(calibrated)
+        meta[held_out] = calibrate(raw, rows, plan, ~held_out).apply(raw[held_out])
+    return meta
 
 
 def instance_metrics(cv: CrossValidation | None, rows: Rows, plan: Plan, rounds: dict[str, int]) -> dict[str, Any]:

@@ -12,16 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 import xgboost as xgb
 
-from metabatch.data.batches import Piece, Reader, RowCount, carried
+from metabatch.data.batches import Piece, RowCount
 from metabatch.data.index import pieces_for
 from metabatch.data.preprocess import Preprocessor
 from metabatch.data.shards import shard_path, verify_unchanged
 from metabatch.errors import BudgetError, InputError, MetabatchError, UsageError
-from metabatch.models.calibration import Calibrator
+from metabatch.models.calibration import Calibration, Calibrator, prior_ratios
 from metabatch.models.member import Member, save_member
 from metabatch.resources.limits import cpu_count, memory_limits
 from metabatch.resources.progress import Progress
@@ -29,7 +27,7 @@ from metabatch.resources.signals import StopFlag, stop_on_signal
 from metabatch.resources.usage import Accounts
 from metabatch.rundir.fingerprint import instance_genes, open_plan, read_features, read_genes, read_segments
 from metabatch.rundir.layout import InstanceDir, RunDir
-from metabatch.rundir.lease import Attempt, Owner, hold, read_attempts, record_attempt
+from metabatch.rundir.lease import Attempt, Owner, hold, record_attempt
 from metabatch.rundir.manifests import Plan, PlannedInstance, save
 from metabatch.rundir.markers import check_stage, finish_stage, is_marked, utc_now
 from metabatch.rundir.publish import attempt_folder, remove_dead_attempts
@@ -37,12 +35,13 @@ from metabatch.training.boosters import booster_params, train_final
 from metabatch.training.crossval import (
     CrossValidation,
     booster_seed,
+    calibrate,
     cross_validate,
-    fit_calibrators,
     instance_metrics,
 )
 from metabatch.training.folds import class_counts, gene_folds
 from metabatch.training.matrix import Rows, build_matrix, read_rows
+from metabatch.training.out_of_fold import write_out_of_fold
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +91,9 @@ def train_instance(run: RunDir, index: int, *, threads: int | None = None, force
             next_step=f"give the job --mem={planned.mem_request_mb}M, or plan again with --max-memory-per-instance-gb "
             f"{limit.bytes / 2**30 * 0.9:.2g}",
         )
-    number = len(read_attempts(instance)) + 1
-    with hold(instance, number) as owner:
+    with hold(
+        instance, "external" if plan.strategy == "external" else "in-memory", planned.predicted_peak_bytes
+    ) as owner:
         if not force and _is_done(instance, plan):  # somebody else finished it while we waited
             return InstanceResult(index, already=True)
         remove_dead_attempts(instance.root, owned=True)
@@ -116,7 +116,7 @@ def _attempt(
 ) -> InstanceResult:
     accounts = Accounts()
     outcome, message = "failed", None
-    log.info("instance %d, attempt %d on %s, %d threads", planned.index, owner.attempt, owner.host, threads)
+    log.info("instance %d, attempt %d on %s, %d threads", planned.index, owner.attempt, owner.process.host, threads)
     try:
         with stop_on_signal() as stop, attempt_folder(instance.root) as folder:
             work = _Work(run, plan, planned, instance, folder, threads, accounts, stop)
@@ -139,24 +139,22 @@ def _attempt(
         raise
     finally:
         instance.progress.unlink(missing_ok=True)
-        record_attempt(instance, _attempt_record(planned, owner, plan, accounts, outcome, message))
+        record_attempt(instance, _attempt_record(owner, accounts, outcome, message))
     return InstanceResult(
         planned.index, already=False, seconds=sum(p.seconds for p in accounts.phases), peak_rss_bytes=accounts.peak
     )
 
 
-def _attempt_record(
-    planned: PlannedInstance, owner: Owner, plan: Plan, accounts: Accounts, outcome: str, message: str | None
-) -> Attempt:
+def _attempt_record(owner: Owner, accounts: Accounts, outcome: str, message: str | None) -> Attempt:
     return Attempt(
         attempt=owner.attempt,
         started=owner.started,
         ended=utc_now(),
         outcome=outcome,
-        rung="external" if plan.strategy == "external" else "in-memory",
-        host=owner.host,
+        rung=owner.rung,
+        host=owner.process.host,
         slurm_job_id=owner.slurm_job_id,
-        predicted_peak_bytes=planned.predicted_peak_bytes,
+        predicted_peak_bytes=owner.predicted_peak_bytes,
         measured_peak_bytes=accounts.peak,
         message=message,
     )
@@ -190,7 +188,7 @@ class _Work:
             save_member(self.folder / "model", member)
             if cv is not None:
                 count = RowCount()
-                self._write_oof(pieces, rows, cv, count)
+                write_out_of_fold(self.folder / "oof.parquet", pieces, rows, cv, plan, count)
                 phase.rows_read, phase.rows_asked = count.read, count.asked
             save(self.folder / "metrics.json", instance_metrics(cv, rows, plan, rounds))
         return rows.genes
@@ -249,7 +247,11 @@ class _Work:
                 self.stop.check()
 
             cv: CrossValidation | None = None
-            calibrators = {c: Calibrator(method="none") for c in classes}
+            calibration = Calibration(
+                classes=classes,
+                calibrators={c: Calibrator(method="none") for c in classes},
+                prior_ratios=prior_ratios(rows.label, rows.weight, classes, options.prior) if options.prior else None,
+            )
             rounds = dict.fromkeys(classes, options.n_estimators)
             if options.n_folds:
                 with self.accounts.phase("cross-validation"):
@@ -258,7 +260,7 @@ class _Work:
                         matrix, rows, fold, plan, self.planned.index, self.threads, on_round, progress.skip
                     )
                     rounds = cv.rounds
-                    calibrators = fit_calibrators(cv.raw, rows, plan)
+                    calibration = calibrate(cv.raw, rows, plan)
             with self.accounts.phase("final-models"):
                 boosters = {}
                 for code, name in enumerate(classes):
@@ -268,7 +270,7 @@ class _Work:
                     boosters[name] = train_final(
                         matrix, params, rows.label == code, rows.weight, rounds[name], on_round
                     )
-        return cv, Member(classes, boosters, calibrators), rounds
+        return cv, Member(boosters, calibration), rounds
 
     def _folds(self, rows: Rows) -> np.ndarray:
         columns, options = self.plan.columns, self.plan.options
@@ -281,39 +283,6 @@ class _Work:
         )
         of_gene = np.array([folds[g] for g in rows.genes], dtype=np.int16)
         return of_gene[rows.gene]
-
-    def _write_oof(self, pieces: Sequence[Piece], rows: Rows, cv: CrossValidation, count: RowCount) -> None:
-        columns = self.plan.columns
-        names = [columns.group, *columns.ids, *columns.scores.values()]
-        start, writer = 0, None
-        try:
-            for table in Reader(pieces, names, columns.group, count=count):
-                end = start + table.num_rows
-                part = oof_batch(table, rows, cv, self.plan, slice(start, end))
-                if writer is None:
-                    writer = pq.ParquetWriter(self.folder / "oof.parquet", part.schema, compression="zstd")
-                writer.write_table(part)
-                start = end
-        finally:
-            if writer is not None:
-                writer.close()
-
-
-def oof_batch(table: pa.Table, rows: Rows, cv: CrossValidation, plan: Plan, part: slice) -> pa.Table:
-    """Out-of-fold rows: gene_id, ids, label, fold, weight, {class}_score (base), {class}_raw, {class}_meta."""
-    columns = plan.columns
-    names = np.array(rows.genes, dtype=object)[rows.gene[part]]
-    data: dict[str, object] = {"gene_id": pa.array(names, pa.string())}
-    data |= carried(table, [c for c in columns.ids if c not in ("gene_id", "label", "fold", "weight")])
-    data["label"] = pa.array(np.array(columns.classes, dtype=object)[rows.label[part]], pa.string())
-    data["fold"] = pa.array(cv.fold[part].astype(np.int16))
-    data["weight"] = pa.array(rows.weight[part])
-    for name, column in columns.scores.items():
-        data[f"{name}_score"] = table.column(column).cast(pa.float32())
-    for code, name in enumerate(columns.classes):
-        data[f"{name}_raw"] = pa.array(np.ascontiguousarray(cv.raw[part, code]))
-        data[f"{name}_meta"] = pa.array(np.ascontiguousarray(cv.meta[part, code]).astype(np.float32))
-    return pa.table(data)
 
 
 def scratch_folder() -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,9 @@ from metabatch.data.preprocess import Preprocessor
 from metabatch.errors import BudgetError, InputError
 from metabatch.resources.usage import trim_memory
 from metabatch.rundir.manifests import Columns
+from metabatch.rundir.publish import attempt_folder, remove_dead_attempts
+
+_PAGES = "metabatch-pages-"
 
 
 @dataclass(frozen=True)
@@ -149,10 +151,11 @@ def build_matrix(
 
 
 def _page_folder(scratch: Path, page_bytes: int, stack: contextlib.ExitStack) -> Path:
+    remove_dead_attempts(scratch, _PAGES)  # before the space is looked at
     free = shutil.disk_usage(scratch).free
     if free < page_bytes:
         raise BudgetError(
             f"external memory needs about {page_bytes / 2**30:.1f} GB in {scratch}, {free / 2**30:.1f} GB are free",
             next_step="point TMPDIR (or SLURM_TMPDIR) to a node-local disk with more space",
         )
-    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="metabatch-pages-", dir=scratch)))
+    return stack.enter_context(attempt_folder(scratch, _PAGES))

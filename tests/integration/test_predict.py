@@ -97,6 +97,42 @@ def test_a_folder_with_other_files_is_left_alone(trained: Path, tmp_path: Path) 
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_force_never_touches_what_predict_did_not_write(trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    before = sorted((run / "ensemble").rglob("*"))
+    outcome = start("predict", "--force", run, DEMO, run / "ensemble")
+    assert outcome.code == 3
+    assert sorted((run / "ensemble").rglob("*")) == before
+    (tmp_path / "notes.txt").write_text("mine")
+    assert start("predict", "--force", run, DEMO, tmp_path).code == 3
+
+
+def test_other_data_needs_force_and_replaces_earlier_predictions_only_when_complete(
+    trained: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    succeed("predict", "--quiet", trained, DEMO, out)
+    one = tmp_path / "one.parquet"
+    shutil.copy(DEMO / "positions-00000.parquet", one)
+    refused = start("predict", trained, one, out)
+    assert refused.code == 3
+    assert "other data" in refused.err
+    odd = pl.read_parquet(one).with_columns(donor_score=pl.lit(float("inf"), pl.Float32))
+    odd.write_parquet(tmp_path / "odd.parquet")
+    assert start("predict", "--force", trained, tmp_path / "odd.parquet", out).code == 3
+    assert "already predicted" in succeed("predict", "--quiet", trained, DEMO, out).out  # the old ones still stand
+    succeed("predict", "--quiet", "--force", trained, one, out)
+    assert {p.name for p in out.iterdir()} == {"part-00000.parquet", "done.json"}
+    assert pl.read_parquet(out / "part-00000.parquet").height == odd.height
+
+
+def test_data_without_the_group_column_is_predicted_with_a_warning(trained: Path, tmp_path: Path) -> None:
+    frame = pl.read_parquet(DEMO / "positions-00000.parquet").drop("gene_id")
+    frame.write_parquet(tmp_path / "data.parquet")
+    said = succeed("predict", "--quiet", trained, tmp_path / "data.parquet", tmp_path / "out").err
+    assert "no column gene_id" in said
+
+
 def test_arrays_of_another_width_and_foreign_types_are_refused(trained: Path) -> None:
     model = metabatch.load(trained)
     with pytest.raises(UsageError, match=r"array of shape \(2, 3\)"):

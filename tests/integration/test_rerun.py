@@ -110,6 +110,12 @@ def test_a_plan_changed_by_hand_is_refused(small_run: tuple[Path, Path]) -> None
     text = (run / "plan.json").read_text()
     (run / "plan.json").write_text(text.replace('"n_estimators": 5', '"n_estimators": 6'))
     assert "was changed after it was made" in start("train-instance", run, "0").err
+    plan = json.loads(text)
+    for edit in ({"seed": 43}, {"instances": []}, {"coverage": 0.5}, {"budget": {"bytes": 1, "source": "me"}}):
+        (run / "plan.json").write_text(json.dumps(plan | edit))
+        outcome = start("train-instance", run, "0")
+        assert outcome.code == 3, edit
+        assert "was changed after it was made" in outcome.err
     (run / "plan.json").write_text(text.replace('"format_version": 1', '"format_version": 9', 1))
     refused = start("train-instance", run, "0")
     assert refused.code == 3
@@ -195,22 +201,106 @@ def test_a_second_process_on_a_live_instance_exits_5_and_says_who(tmp_path: Path
     assert succeed("status", "--json", run).json["instances"][0]["state"] == "interrupted"
 
 
-def test_a_killed_instance_is_taken_over_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    run = tmp_path / "run"
+def test_a_killed_instance_is_taken_over_is_on_record_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    run, scratch = tmp_path / "run", tmp_path / "scratch"
+    scratch.mkdir()
     data = write_table(tmp_path / "data", small_table())
-    succeed("plan", "--quiet", "--n-folds", "2", "--n-estimators", "400", "--early-stopping-patience", "0", data, run)
+    succeed("plan", "--quiet", "--strategy", "external", "--n-folds", "2", "--n-estimators", "400",
+            "--early-stopping-patience", "0", data, run)  # fmt: skip
     words = [str(ROOT / "bin" / "train-instance"), str(run), "0"]
-    process = subprocess.Popen(words, env=os.environ | {"METABATCH_PYTHON": sys.executable}, stderr=subprocess.DEVNULL)
+    env = os.environ | {"METABATCH_PYTHON": sys.executable, "TMPDIR": str(scratch)}
+    process = subprocess.Popen(words, env=env, stderr=subprocess.DEVNULL)
     wait_for(run / "instances" / "00" / "progress.json")
+    wait_until(lambda: any(scratch.glob("metabatch-pages-*/*")), "page files")
     process.kill()
     process.wait()
-    succeed("train-instance", "--quiet", run, "0")
+    assert list(scratch.iterdir())
+    state = succeed("status", "--json", run).json["instances"][0]
+    assert (state["state"], state["attempts"]) == ("failed", 0)
+    assert "killed" in state["detail"]
+    succeed("train-instance", "--quiet", run, "0", env={"TMPDIR": str(scratch)})
+    assert not list(scratch.iterdir())
     left = {p.name for p in (run / "instances" / "00").iterdir()}
     assert left == {"attempts.jsonl", "done.json", "metrics.json", "model", "oof.parquet", "resource_usage.json"}
+    attempts = [json.loads(line) for line in (run / "instances/00/attempts.jsonl").read_text().splitlines()]
+    assert [(a["attempt"], a["outcome"], a["rung"]) for a in attempts] == [
+        (1, "killed", "external"),
+        (2, "done", "external"),
+    ]
 
 
-def wait_for(path: Path, seconds: float = 60) -> None:
+def test_run_all_stops_its_stage_and_both_say_75(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = [
+        str(ROOT / "bin" / "run-all"),
+        "--n-estimators",
+        "5000",
+        "--early-stopping-patience",
+        "0",
+        str(DEMO),
+        str(run),
+    ]
+    process = subprocess.Popen(words, env=os.environ | {"METABATCH_PYTHON": sys.executable}, stderr=subprocess.PIPE)
+    wait_for(run / "instances" / "00" / "progress.json")
+    process.terminate()
+    assert process.wait(60) == 75
+    assert not (run / "instances" / "00" / "lease.json").exists()  # the stage ended in order
+    assert succeed("status", "--json", run).json["instances"][0]["state"] == "interrupted"
+
+
+def test_a_plan_is_not_replaced_under_a_training_at_work(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    succeed("plan", "--quiet", "--n-estimators", "5000", "--early-stopping-patience", "0", DEMO, run)
+    words = [str(ROOT / "bin" / "train-instance"), str(run), "0"]
+    env = os.environ | {"METABATCH_PYTHON": sys.executable}
+    process = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(run / "instances" / "00" / "lease.json")
+        outcome = start("plan", "--force", DEMO, run)
+        assert outcome.code == 5
+        assert f"pid {process.pid}" in outcome.err
+    finally:
+        process.kill()
+        process.wait()
+    succeed("plan", "--quiet", "--force", DEMO, run)
+
+
+def test_threads_and_the_memory_of_this_machine_do_not_make_another_plan(tmp_path: Path) -> None:
+    data = write_table(tmp_path / "data", small_table())
+    words = ("plan", "--profile", "auto", "--n-folds", "2")
+    less = {"SLURM_MEM_PER_NODE": "4000"}
+    succeed(*words, data, tmp_path / "run", env=less)
+    assert plan_of(tmp_path / "run")["profile"] == "low"
+    again = succeed(*words, "--threads", "1", data, tmp_path / "run", env={"SLURM_MEM_PER_NODE": "12000"})
+    assert "already planned" in again.out
+    assert start(*words, "--n-estimators", "77", data, tmp_path / "run").code == 3
+
+
+def test_evaluate_reads_no_altered_or_missing_instance(ensemble: Path, copy_of: Callable[[Path], Path]) -> None:
+    run = copy_of(ensemble)
+    succeed("consolidate", "--quiet", run)
+    oof = run / "instances/01/oof.parquet"
+    frame = pl.read_parquet(oof)
+    frame.with_columns(pl.lit(0.5, pl.Float32).alias("donor_meta")).write_parquet(oof)
+    outcome = start("evaluate", run)
+    assert outcome.code == 3
+    assert "instance 1: oof.parquet differs" in outcome.err
+    oof.unlink()
+    assert "instance 1: oof.parquet differs" in start("evaluate", run).err
+    succeed("train-instance", "--quiet", run, "1")
+    outcome = start("evaluate", run)
+    assert outcome.code == 3
+    assert "made from other instances" in outcome.err
+    succeed("consolidate", "--quiet", run)
+    succeed("evaluate", "--quiet", run)
+
+
+def wait_for(path: Path) -> None:
+    wait_until(path.exists, str(path))
+
+
+def wait_until(there: Callable[[], bool], what: str, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} did not appear"
-        time.sleep(0.05)
+    while not there():
+        assert time.monotonic() < deadline, f"{what} did not appear"
+        time.sleep(0.02)

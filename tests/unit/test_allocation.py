@@ -17,7 +17,7 @@ from metabatch.rundir.manifests import Budget, Columns
 
 COLUMNS = Columns(
     group="gene_id", label="splice_type", classes=("neither", "site"), scores={}, split=None, weight=None, ids=(),
-    row_key=(),
+    row_key=(), chrom=None, carried={},
 )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from metabatch.metrics.classification import expected_calibration_error
-from metabatch.models.calibration import fit, normalise
+from metabatch.models.calibration import fit, fit_calibration, normalise, prior_ratios
 
 
 def overconfident(seed: int = 0, n: int = 20_000) -> tuple[np.ndarray, np.ndarray]:
@@ -41,8 +41,41 @@ def test_prior_moves_down_sampled_scores_to_the_natural_prevalence() -> None:
     truth = rng.random(len(z)) < 1 / (1 + np.exp(-z))
     kept = truth | (rng.random(len(z)) < 0.05)  # one negative in twenty
     score = 1 / (1 + np.exp(-(z + np.log(20))))  # what a model of the kept rows says
-    calibrator = fit(score[kept], truth[kept], np.ones(kept.sum()), "platt", prior=float(truth.mean()))
-    assert calibrator.apply(score).mean() == pytest.approx(truth.mean(), rel=0.05)
+    raw = np.stack([1 - score, score], axis=1)
+    calibration = fit_calibration(
+        raw[kept],
+        truth[kept].astype(int),
+        np.ones(kept.sum()),
+        ("rest", "site"),
+        "platt",
+        {"site": float(truth.mean())},
+    )
+    found = calibration.apply(raw)[:, 1]
+    assert found.mean() == pytest.approx(truth.mean(), rel=0.05)
+    assert (np.argsort(found) == np.argsort(score)).all()  # a prior never changes the ranking of two classes
+
+
+def test_prior_is_bayes_over_all_classes() -> None:
+    rng = np.random.default_rng(5)
+    natural = np.array([0.96, 0.03, 0.01])
+    label = rng.choice(3, 600_000, p=natural)
+    x = rng.normal(label, 1.0)
+    density = np.exp(-0.5 * (x[:, None] - np.arange(3)) ** 2)
+    truth = normalise(density * natural)
+    kept = (label > 0) | (rng.random(len(label)) < 0.02)
+    present = np.bincount(label[kept]) / kept.sum()
+    seen = normalise(density * present)  # what a perfect model of the kept rows says
+    calibration = fit_calibration(
+        seen[kept], label[kept], np.ones(kept.sum()), ("a", "b", "c"), "none", {"b": 0.03, "c": 0.01}
+    )
+    assert np.abs(calibration.apply(seen) - truth).max() < 1e-6
+    assert calibration.apply(seen).mean(axis=0) == pytest.approx(natural, rel=0.02)
+
+
+def test_classes_without_a_prior_share_the_rest_as_they_do_in_the_data() -> None:
+    label = np.repeat([0, 1, 2], [60, 30, 10])
+    ratios = np.array(prior_ratios(label, np.ones(100), ("a", "b", "c"), {"c": 0.01}))
+    assert ratios * [0.6, 0.3, 0.1] == pytest.approx([0.66, 0.33, 0.01])
 
 
 def test_one_class_only_leaves_scores_as_they_are_and_says_so() -> None:

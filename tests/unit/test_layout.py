@@ -10,7 +10,7 @@ import pytest
 
 from metabatch.data.batches import RowCount, whole_files
 from metabatch.data.layout import cell_bytes
-from metabatch.data.schema import Candidate
+from metabatch.data.roles import Candidate
 from metabatch.data.statistics import measure_features
 from metabatch.rundir.manifests import FeatureSet
 
@@ -20,11 +20,13 @@ from metabatch.rundir.manifests import FeatureSet
     [([1.0], 2.25), ([0.9], 4.91), ([0.5], 3.31), ([0.3], 2.52), ([0.19], 2.69), ([0.1], 1.54)],
 )
 def test_bytes_per_cell_are_within_a_tenth_of_the_measured(densities: list[float], measured: float) -> None:
-    assert cell_bytes(densities, has_missing=densities != [1.0]) == pytest.approx(measured, rel=0.1)
+    assert cell_bytes(densities, has_missing=densities != [1.0], most_bins=256) == pytest.approx(measured, rel=0.1)
 
 
 def test_one_sparse_column_makes_the_dense_ones_dear() -> None:
-    assert cell_bytes([0.1] + [1.0] * 9, has_missing=True) > 2 * cell_bytes([0.3] + [1.0] * 9, has_missing=True)
+    assert cell_bytes([0.1] + [1.0] * 9, has_missing=True, most_bins=256) > 2 * cell_bytes(
+        [0.3] + [1.0] * 9, has_missing=True, most_bins=256
+    )
 
 
 def measured(tmp_path: Path, columns: dict[str, np.ndarray]) -> FeatureSet:
@@ -34,7 +36,7 @@ def measured(tmp_path: Path, columns: dict[str, np.ndarray]) -> FeatureSet:
     candidates = [
         Candidate(k, "float32" if v.dtype.kind == "f" else "uint8", "context", ()) for k, v in columns.items()
     ]
-    return measure_features(whole_files([file]), n, candidates, [], "gene_id", RowCount())
+    return measure_features(whole_files([file]), n, candidates, [], "gene_id", RowCount(), 256)
 
 
 def test_zeros_are_left_out_where_the_matrix_gains_and_only_of_mostly_zero_features(tmp_path: Path) -> None:

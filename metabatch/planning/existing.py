@@ -1,0 +1,75 @@
+"""A run directory that holds something already: the same plan, another one, or a stranger's files."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import msgspec
+
+from metabatch.errors import InputError, OwnedError
+from metabatch.options import Options
+from metabatch.planning.profiles import apply_profile, tier_of
+from metabatch.rundir.fingerprint import dataset_fingerprint, open_plan
+from metabatch.rundir.layout import InstanceDir, RunDir, foreign_entries
+from metabatch.rundir.lease import is_alive, read_owner
+from metabatch.rundir.manifests import Plan, Shard
+from metabatch.rundir.markers import MARKER
+
+
+def existing_plan(
+    run: RunDir, options: Options, explicit: Collection[str], shards: Sequence[Shard], *, force: bool
+) -> Plan | None:
+    """The plan already there when it is the same; an InputError when it is another.
+
+    Threads and the memory of this machine do not make it another plan.
+    """
+    strangers = foreign_entries(run.root)
+    if strangers and not run.plan.exists():
+        raise InputError(
+            f"{run.root} holds other files ({', '.join(strangers[:5])})", expected="a new or empty run directory"
+        )
+    if run.root.exists() and not run.root.is_dir():
+        raise InputError(f"{run.root} is a file", expected="a new or empty run directory")
+    if not run.plan.exists():
+        return None
+    if force:
+        _refuse_while_training(run)
+        return None
+    plan = open_plan(run)
+    if dataset_fingerprint(plan.dataset.shards) != dataset_fingerprint(shards):
+        raise InputError(
+            f"{run.root} holds a plan for other data (the content of the shards differs)",
+            where=plan.dataset.path,
+            next_step="choose a new run directory, or --force to replace the plan and discard what it trained",
+        )
+    tier = plan.profile if options.profile == plan.options.profile else tier_of(options, 0)
+    asked, _ = apply_profile(options, explicit, tier)
+    old, new = (msgspec.structs.asdict(msgspec.structs.replace(o, threads=None)) for o in (plan.options, asked))
+    if old != new:
+        changed = [f"{k} {old[k]} -> {new[k]}" for k in old if old[k] != new[k]]
+        raise InputError(
+            f"{run.root} holds a plan with other options: {'; '.join(changed)}",
+            expected="the same options (a plan never changes)",
+            next_step="choose a new run directory, or --force to replace the plan and discard what it trained",
+        )
+    return plan
+
+
+def _refuse_while_training(run: RunDir) -> None:
+    for folder in sorted(run.instances.glob("[0-9]*")):
+        instance = InstanceDir(folder, int(folder.name))
+        owner = read_owner(instance)
+        if owner is not None and is_alive(instance, owner):
+            raise OwnedError(
+                f"instance {instance.index} is being trained by pid {owner.process.pid} on {owner.process.host}",
+                expected="nobody at work in a run whose plan is replaced",
+                where=str(run.root),
+                next_step="stop it first, or choose a new run directory",
+            )
+
+
+def discard_plan(run: RunDir) -> None:
+    """Invalidate everything made under the plan being replaced: markers first, so that nothing half-old counts."""
+    run.plan.unlink(missing_ok=True)
+    for stage in (run.ensemble, run.evaluation, *run.instances.glob("*")):
+        (stage / MARKER).unlink(missing_ok=True)
