@@ -36,7 +36,7 @@ _PLANNING = {
     "auto_adjust_instance_size": ("", "Keep --genes-per-instance as given; refuse when it does not fit."),
     "sample_genes": ("N", "Use N complete genes drawn over all shards, and nothing else (default: all)."),
     "holdout_fraction": ("FRACTION", "Part of the genes set aside for evaluation; 0: out-of-fold evaluation."),
-    "holdout_chrom": ("LIST", "Chromosomes set aside for evaluation instead of a fraction."),
+    "holdout_chrom": ("LIST", "Chromosomes set aside for evaluation instead of a fraction, split groups whole."),
     "profile": ("NAME", "default, auto, low, standard or high: genes per instance and trees by memory tier."),
     "seed": ("N", "Seed of every random choice."),
 }
@@ -50,7 +50,11 @@ _TRAINING = {
     "n_folds": ("N", "Folds of the cross-validation by group; 0: none."),
     "early_stopping_patience": ("N", "Rounds without gain on the held-out fold before stopping; 0: never."),
     "calibration": ("METHOD", "platt, isotonic or none."),
-    "prior": ("LIST", "Natural prevalence, CLASS=P separated by commas (default: that of the weighted rows)."),
+    "prior": (
+        "LIST",
+        "Natural prevalence, CLASS=P separated by commas; the other classes share the rest "
+        "(default: that of the weighted rows).",
+    ),
     "threads": ("N", "Threads (default: the CPUs this process may use)."),
 }
 SECTIONS = {"Data": _DATA, "Planning": _PLANNING, "Training": _TRAINING}

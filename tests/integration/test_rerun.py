@@ -240,7 +240,7 @@ def test_run_all_stops_its_stage_and_both_say_75(tmp_path: Path) -> None:
         str(DEMO),
         str(run),
     ]
-    process = subprocess.Popen(words, env=os.environ | {"METABATCH_PYTHON": sys.executable}, stderr=subprocess.PIPE)
+    process = subprocess.Popen(words, env=os.environ | {"METABATCH_PYTHON": sys.executable}, stderr=subprocess.DEVNULL)
     wait_for(run / "instances" / "00" / "progress.json")
     process.terminate()
     assert process.wait(60) == 75

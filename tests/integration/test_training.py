@@ -44,7 +44,7 @@ def test_folds_by_weight_zero_equal_training_on_the_subset_tree_for_tree(trained
     with build_matrix(
         pieces, prepare, plan.columns, max_bin=256, threads=2, where="test", count=RowCount(), on_batch=lambda _: None
     ) as matrix:
-        fold = train_fold(matrix, params, positive, rows.weight, held_out, options, lambda: None)
+        fold = train_fold(matrix, params, positive, rows.weight, held_out, 20, 0, lambda: None)
         matrix.set_info(label=positive.astype(np.float32), weight=np.where(held_out, np.float32(0), rows.weight))
         by_weight = xgb.train(params, matrix, num_boost_round=20)
         # The subset alone, quantised with the cuts of the whole matrix.
