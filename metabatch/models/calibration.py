@@ -93,8 +93,10 @@ def fit_calibration(
 def prior_ratios(
     label: np.ndarray, weight: np.ndarray, classes: Sequence[str], prior: Mapping[str, float]
 ) -> tuple[float, ...]:
-    """Natural over present prevalence of each class; 1 for a class without weight here: nothing is known of it."""
+    """Natural over present prevalence of each class; 1 for a class without weight here."""
     mass = np.bincount(label, weights=weight, minlength=len(classes))
+    if not mass.sum():
+        return (1.0,) * len(classes)
     share = mass / mass.sum()
     others = sum(share[i] for i, c in enumerate(classes) if c not in prior)
     rest = 1 - sum(prior.values())

@@ -56,7 +56,7 @@ def existing_plan(
 
 
 def _refuse_while_training(run: RunDir) -> None:
-    for folder in sorted(run.instances.glob("[0-9]*")):
+    for folder in sorted(p for p in run.instances.glob("*") if p.name.isdigit()):
         instance = InstanceDir(folder, int(folder.name))
         owner = read_owner(instance)
         if owner is not None and is_alive(instance, owner):

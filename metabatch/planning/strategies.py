@@ -174,7 +174,7 @@ def _too_many(genes: pl.DataFrame, options: Options, law: MemoryLaw, budget: Bud
     return _no(
         f"{genes.height:,} genes at {size:,} genes per instance ({_gb(budget.bytes)}) need {count} instances, "
         f"above --max-instances {options.max_instances}",
-        f"--max-instances {count}, or {' with '.join(room)} ({needed:,} genes per instance)",
+        f"--max-instances {count}" + (f", or {' with '.join(room)} ({needed:,} genes per instance)" if room else ""),
     )
 
 

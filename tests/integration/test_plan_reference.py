@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -151,3 +152,13 @@ def test_inspect_reports_the_table_as_json(reference: Path) -> None:
     assert found["class_rows"]["donor"] == 9280
     assert found["rows_per_gene"]["min"] == 8
     assert found["features"] == 2
+
+
+def test_a_refusal_for_too_many_instances_names_the_size_that_would_do(reference: Path, tmp_path: Path) -> None:
+    words = (*THEIRS, "--max-memory-per-instance-gb", "15")
+    refused = start("plan", *words, "--genes-per-instance", "500", reference, tmp_path / "run")
+    assert refused.code == 4
+    size = re.search(r"--genes-per-instance (\d+)", refused.err)
+    assert size is not None
+    succeed("plan", "--quiet", *words, "--genes-per-instance", size[1], reference, tmp_path / "run")
+    assert len(plan_of(tmp_path / "run")["instances"]) <= 10
