@@ -46,8 +46,13 @@ def number(value: float | None) -> str:
 
 
 def signed(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.3f}"
+    return "-" if value is None else _short(value, "+")
 
 
 def band(value: Sequence[float] | None) -> str:
-    return "-" if value is None else f"{value[0]:.3f} to {value[1]:.3f}"
+    return "-" if value is None else f"{_short(value[0])} to {_short(value[1])}"
+
+
+def _short(value: float, sign: str = "") -> str:
+    """Three digits; a difference too small for them keeps its first digit (-3e-06, not -0.000)."""
+    return f"{value:{sign}.0e}" if 0 < abs(value) < 0.0005 else f"{value:{sign}.3f}"
