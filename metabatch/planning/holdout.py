@@ -95,7 +95,8 @@ def _by_chromosome(genes: pl.DataFrame, columns: Columns, chromosomes: Sequence[
             next_step="give such genes a name per chromosome in the data set, or use --holdout-fraction",
         )
     there = genes["chrom"].is_in(list(chromosomes)).fill_null(value=False)
-    how = f"genes on {', '.join(chromosomes)}"
+    unplaced = genes["chrom"].null_count()
+    how = f"genes on {', '.join(chromosomes)}" + (f"; {unplaced} without a chromosome are not" if unplaced else "")
     if columns.split is None:
         return there, how
     mask = genes["split"].is_in(genes.filter(there)["split"].unique().implode())

@@ -148,6 +148,7 @@ def test_genes_without_a_chromosome_are_trained_on_not_lost(tmp_path: Path) -> N
     data = with_chromosomes(tmp_path / "data", ["chr1"] * 4 + ["chr2"] * 6 + [None] * 2)
     succeed("plan", "--quiet", *FAST, "--holdout-chrom", "chr1", data, tmp_path / "run")
     assert sum(s == "holdout" for s in splits(tmp_path / "run").values()) == 4
+    assert "2 without a chromosome" in plan_of(tmp_path / "run")["holdout"]["how"]
     assert set(pl.read_parquet(tmp_path / "run/assignments.parquet")["gene_id"]) == {f"G{i:03d}" for i in range(4, 12)}
 
 
