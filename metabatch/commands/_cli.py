@@ -58,11 +58,12 @@ def run_command(usage: str, action: Callable[[Arguments], Any], argv: Sequence[s
         return _fail(error)
     except OSError as error:
         expected = _file_error(error)
+        logging.getLogger(__name__).debug("raised at", exc_info=True)
         return _fail(expected) if expected is not None else _internal_error()
     except KeyboardInterrupt:
         print("interrupted; run the same command again", file=sys.stderr)
         return 75
-    except Exception:
+    except Exception:  # a bug: said as one, with its traceback and exit code 70
         return _internal_error()
     if result is not None:
         print(_as_json(result) if arguments.get("--json") else str(result))

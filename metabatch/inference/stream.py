@@ -121,7 +121,7 @@ def _no_empty_folder(out: Path) -> Iterator[None]:
     """Take `out` away again when the block fails before anything was published into it."""
     try:
         yield
-    except BaseException:
+    except BaseException:  # an interrupt too must leave nothing behind; it goes on
         with contextlib.suppress(OSError):  # not empty: it was there before
             out.rmdir()
         raise

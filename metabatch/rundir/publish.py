@@ -47,7 +47,7 @@ def write_bytes(path: Path, data: bytes) -> None:
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException:  # an interrupt too must leave nothing behind; it goes on
         temporary.unlink(missing_ok=True)
         raise
     fsync_path(path.parent)

@@ -1,6 +1,6 @@
 """Training on the one matrix: classes by changing labels, folds by 0/1 weights.
 
-A row with weight 0 is exactly an excluded row (FIELD_NOTES; tests/integration/test_zero_weights.py), so
+A row with weight 0 is exactly an excluded row (FIELD_NOTES; tests/integration/test_training.py), so
 cross-validation needs no second matrix, and the held-out rows' scores come from the same matrix too.
 """
 

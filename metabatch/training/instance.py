@@ -134,7 +134,7 @@ def _attempt(
     except MemoryError:
         outcome, message = "out-of-memory", "MemoryError"
         raise
-    except Exception as error:
+    except Exception as error:  # for the record of the attempt; it goes on
         message = f"{type(error).__name__}: {error}"
         raise
     finally:

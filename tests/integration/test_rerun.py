@@ -180,9 +180,7 @@ def test_a_retrained_instance_makes_consolidate_and_evaluate_run_again(
 def test_a_second_process_on_a_live_instance_exits_5_and_says_who(tmp_path: Path) -> None:
     run = tmp_path / "run"
     succeed("plan", "--quiet", "--n-estimators", "3000", "--early-stopping-patience", "0", DEMO, run)
-    words = [str(ROOT / "bin" / "train-instance"), str(run), "0"]
-    env = os.environ | {"METABATCH_PYTHON": sys.executable}
-    first = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first = at_work("train-instance", run, "0")
     try:
         wait_for(run / "instances" / "00" / "lease.json")
         second = start("train-instance", run, "0")
@@ -207,9 +205,7 @@ def test_a_killed_instance_is_taken_over_is_on_record_and_leaves_nothing_behind(
     data = write_table(tmp_path / "data", small_table())
     succeed("plan", "--quiet", "--strategy", "external", "--n-folds", "2", "--n-estimators", "400",
             "--early-stopping-patience", "0", data, run)  # fmt: skip
-    words = [str(ROOT / "bin" / "train-instance"), str(run), "0"]
-    env = os.environ | {"METABATCH_PYTHON": sys.executable, "TMPDIR": str(scratch)}
-    process = subprocess.Popen(words, env=env, stderr=subprocess.DEVNULL)
+    process = at_work("train-instance", run, "0", env={"TMPDIR": str(scratch)})
     wait_for(run / "instances" / "00" / "progress.json")
     wait_until(lambda: any(scratch.glob("metabatch-pages-*/*")), "page files")
     process.kill()
@@ -231,16 +227,7 @@ def test_a_killed_instance_is_taken_over_is_on_record_and_leaves_nothing_behind(
 
 def test_run_all_stops_its_stage_and_both_say_75(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    words = [
-        str(ROOT / "bin" / "run-all"),
-        "--n-estimators",
-        "5000",
-        "--early-stopping-patience",
-        "0",
-        str(DEMO),
-        str(run),
-    ]
-    process = subprocess.Popen(words, env=os.environ | {"METABATCH_PYTHON": sys.executable}, stderr=subprocess.DEVNULL)
+    process = at_work("run-all", "--n-estimators", "5000", "--early-stopping-patience", "0", DEMO, run)
     wait_for(run / "instances" / "00" / "progress.json")
     process.terminate()
     assert process.wait(60) == 75
@@ -251,9 +238,7 @@ def test_run_all_stops_its_stage_and_both_say_75(tmp_path: Path) -> None:
 def test_a_plan_is_not_replaced_under_a_training_at_work(tmp_path: Path) -> None:
     run = tmp_path / "run"
     succeed("plan", "--quiet", "--n-estimators", "5000", "--early-stopping-patience", "0", DEMO, run)
-    words = [str(ROOT / "bin" / "train-instance"), str(run), "0"]
-    env = os.environ | {"METABATCH_PYTHON": sys.executable}
-    process = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = at_work("train-instance", run, "0")
     try:
         wait_for(run / "instances" / "00" / "lease.json")
         outcome = start("plan", "--force", DEMO, run)
@@ -293,6 +278,13 @@ def test_evaluate_reads_no_altered_or_missing_instance(ensemble: Path, copy_of: 
     assert "made from other instances" in outcome.err
     succeed("consolidate", "--quiet", run)
     succeed("evaluate", "--quiet", run)
+
+
+def at_work(*words: str | Path, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """An executable started and left to work."""
+    command = [str(ROOT / "bin" / words[0]), *map(str, words[1:])]
+    surroundings = os.environ | {"METABATCH_PYTHON": sys.executable} | (env or {})
+    return subprocess.Popen(command, env=surroundings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def wait_for(path: Path) -> None:
