@@ -246,8 +246,10 @@ def _write(
     with attempt_folder(run.root) as folder:
         _gene_table(genes, held, plan.columns).write_parquet(folder / "genes.parquet")
         _assignment_table(training, allocation).write_parquet(folder / "assignments.parquet")
-        names = genes["gene_id"].implode()
-        index.segments.filter(pl.col("gene_id").is_in(names)).write_parquet(folder / "segments.parquet")
+        # Of a sample too, every gene of its row groups: who reads must know that others lie between.
+        groups = index.segments.filter(pl.col("gene_id").is_in(genes["gene_id"].implode()))
+        segments = index.segments.join(groups, on=["shard", "row_group"], how="semi", maintain_order="left")
+        segments.write_parquet(folder / "segments.parquet")
         save(folder / "features.json", features)
         tables = {name: sha256_file(folder / name) for name in TABLES}
         decided = msgspec.structs.replace(plan, tables=tables)
