@@ -58,8 +58,10 @@ def run_command(usage: str, action: Callable[[Arguments], Any], argv: Sequence[s
         return _fail(error)
     except OSError as error:
         expected = _file_error(error)
+        if expected is None:
+            return _internal_error()
         logging.getLogger(__name__).debug("raised at", exc_info=True)
-        return _fail(expected) if expected is not None else _internal_error()
+        return _fail(expected)
     except KeyboardInterrupt:
         print("interrupted; run the same command again", file=sys.stderr)
         return 75

@@ -83,7 +83,10 @@ def read_genes(run: RunDir) -> pl.DataFrame:
 
 
 def read_segments(run: RunDir) -> pl.DataFrame:
-    """segments.parquet: gene_id, shard (index into plan.dataset.shards), row_group, rows."""
+    """segments.parquet: gene_id, shard (index into plan.dataset.shards), row_group, rows.
+
+    Of every gene in the row groups that hold a gene of the plan.
+    """
     return pl.read_parquet(run.segments)
 
 
