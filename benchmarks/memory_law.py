@@ -1,13 +1,14 @@
-"""Prediction against measurement: the memory law over shapes, densities and strategies.
+"""Prediction against measurement: the memory law over shapes, densities, missingness and strategies.
 
-    PYTHONPATH=. python benchmarks/memory_law.py [--quick]
+    PYTHONPATH=. python benchmarks/memory_law.py [--quick] [--only WORD]
 
-Each case generates a table, plans it, trains one instance with few trees, and prints the predicted peak, the
-kernel's peak (VmHWM of the training process) and the error. Where metabatch/planning/memory.py has its constants from.
+Each case plans a table, trains one instance with few trees, and prints what `plan` predicted, what the kernel measured
+(VmHWM of the training process; its anonymous memory for external) and the error.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -18,89 +19,122 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from reference_table import make_table
 
 ROOT = Path(__file__).resolve().parents[1]
-ROW_GROUP = 16_384
+ROWS_PER_GENE = 400
+FOLDS = ("--n-folds", "5")
+NO_FOLDS = ("--n-folds", "0", "--calibration", "none")
 
 
 @dataclass(frozen=True)
 class Case:
-    genes: int
-    features: int
-    zeros: float
-    missing: float
+    """`table`: demo, reference (of that shape), counts or floats; zeros and missing: parts of the cells."""
+
+    table: str
     strategy: str
+    genes: int = 0
+    features: int = 0
+    zeros: float = 0.0
+    missing: float = 0.0
+    words: tuple[str, ...] = FOLDS
+    row_group: int = 16_384
+
+    def text(self) -> str:
+        options = " ".join(self.words)
+        return (f"| {self.table} | {self.genes or ''} | {self.features or ''} | {self.zeros:g} | {self.missing:g} "
+                f"| {self.strategy} | {options} ")  # fmt: skip
 
 
 CASES = [
-    Case(250, 300, 0.0, 0.0, "single"),
-    Case(500, 300, 0.0, 0.0, "single"),
-    Case(500, 300, 0.8, 0.0, "single"),
-    Case(500, 300, 0.9, 0.0, "single"),
-    Case(500, 300, 0.0, 0.02, "single"),
-    Case(500, 300, 0.0, 0.4, "single"),
-    Case(500, 300, 0.0, 0.0, "external"),
-    Case(500, 300, 0.8, 0.0, "external"),
-    Case(250, 1100, 0.0, 0.0, "single"),
-    Case(250, 1100, 0.8, 0.0, "single"),
-    Case(250, 1100, 0.8, 0.0, "external"),
-    Case(60, 60, 0.0, 0.0, "single"),
+    Case("demo", "single"),
+    Case("demo", "external"),
+    Case("counts", "single", 60, 60),
+    Case("counts", "single", 500, 300),
+    Case("counts", "single", 500, 300, zeros=0.8),
+    Case("counts", "single", 500, 300, zeros=0.9),
+    Case("counts", "external", 500, 300, zeros=0.9),
+    Case("counts", "single", 500, 300, missing=0.02),
+    Case("counts", "single", 500, 300, missing=0.4),
+    Case("floats", "single", 150, 400),
+    Case("floats", "single", 150, 400, words=(*FOLDS, "--max-bin", "1024")),
+    Case("floats", "single", 150, 400, missing=0.1),
+    Case("floats", "external", 400, 200, row_group=65_536),
+    Case("counts", "single", 5000, 4, words=FOLDS),
+    Case("counts", "external", 5000, 4, words=FOLDS),
+    Case("reference", "single", 300, 1167),
+    Case("reference", "single", 1000, 1167),
+    Case("reference", "single", 1000, 1167, words=(*NO_FOLDS, "--max-depth", "9")),
+    Case("reference", "multi-instance", 1000, 1167),
+    Case("reference", "external", 1000, 1167),
 ]
+QUICK = CASES[:5]
 
 
-def write_case(folder: Path, case: Case) -> None:
+def write_case(folder: Path, case: Case) -> Path:
     """Genes of 400 rows; the given part of the cells is 0, and in one feature in four null."""
+    if case.table == "demo":
+        return ROOT / "examples" / "hg19-demo"
+    if case.table == "reference":
+        make_table(folder, case.genes, case.features, 2, 1)
+        return folder
     folder.mkdir()
     rng = np.random.default_rng(0)
     per_shard = max(1, case.genes // 4)
     for shard, first in enumerate(range(0, case.genes, per_shard)):
         genes = min(per_shard, case.genes - first)
-        n = genes * 400
-        within = np.tile(np.arange(400), genes)
+        n = genes * ROWS_PER_GENE
+        within = np.tile(np.arange(ROWS_PER_GENE), genes)
         data: dict[str, object] = {
-            "gene_id": np.repeat([f"G{first + i:05d}" for i in range(genes)], 400),
+            "gene_id": np.repeat([f"G{first + i:05d}" for i in range(genes)], ROWS_PER_GENE),
             "splice_type": np.array(["neither", "donor", "acceptor"])[np.where(within < 40, within % 2 + 1, 0)],
         }
         for j in range(case.features):
-            values = rng.integers(1, 200, n).astype(np.uint8)
+            if case.table == "floats":
+                values = rng.standard_normal(n, dtype=np.float32)
+            else:
+                values = rng.integers(1, 200, n).astype(np.uint8)
             if case.zeros:
                 values[rng.random(n) < case.zeros] = 0
             column = pl.Series(values)
             if case.missing and j % 4 == 0:
-                column = column.zip_with(
-                    pl.Series(rng.random(n) >= case.missing), pl.Series([None] * n, dtype=pl.UInt8)
-                )
+                gap = pl.Series([None], dtype=column.dtype).new_from_index(0, n)
+                column = column.zip_with(pl.Series(rng.random(n) >= case.missing), gap)
             data[f"f{j}"] = column
-        pl.DataFrame(data).write_parquet(folder / f"s{shard}.parquet", row_group_size=ROW_GROUP)
+        pl.DataFrame(data).write_parquet(folder / f"s{shard}.parquet", row_group_size=case.row_group)
+    return folder
 
 
 def measure(case: Case, place: Path) -> tuple[int, int]:
     """Predicted and measured peak, bytes."""
-    write_case(place / "data", case)
+    data = write_case(place / "data", case)
     env = os.environ | {"METABATCH_PYTHON": sys.executable, "TMPDIR": str(place)}
-    words = ["--strategy", case.strategy, "--holdout-fraction", "0", "--n-folds", "2", "--n-estimators", "4"]
+    words = ["--strategy", case.strategy, "--holdout-fraction", "0", "--n-estimators", "4", *case.words]
     run = place / "run"
     for command in (
-        ["plan", "--quiet", *words, "--early-stopping-patience", "0", str(place / "data"), str(run)],
+        ["plan", "--quiet", *words, "--early-stopping-patience", "0", str(data), str(run)],
         ["train-instance", "--quiet", str(run), "0"],
     ):
         subprocess.run([ROOT / "bin" / command[0], *command[1:]], env=env, check=True, stdout=subprocess.DEVNULL)
     usage = json.loads((run / "instances/00/resource_usage.json").read_text())
-    return usage["predicted_peak_bytes"], usage["peak_rss_bytes"]
+    return usage["predicted_peak_bytes"], usage["measured_peak_bytes"]
 
 
 def main() -> None:
     """Run the cases and print a table."""
-    print("| genes | features | zeros | missing | strategy | predicted MiB | measured MiB | error |")
-    print("|---|---|---|---|---|---|---|---|")
-    for case in CASES[:4] if "--quick" in sys.argv else CASES:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", default="")
+    given = parser.parse_args()
+    print("| table | genes | features | zeros | missing | strategy | options | predicted MiB | measured MiB | error |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for case in QUICK if given.quick else CASES:
+        if given.only not in case.text():
+            continue
         with tempfile.TemporaryDirectory() as place:
             predicted, measured = measure(case, Path(place))
-        print(
-            f"| {case.genes} | {case.features} | {case.zeros:g} | {case.missing:g} | {case.strategy} "
-            f"| {predicted >> 20} | {measured >> 20} | {100 * (predicted / measured - 1):+.0f} % |",
-            flush=True,
-        )
+        error = 100 * (predicted / measured - 1)
+        print(f"{case.text()}| {predicted >> 20} | {measured >> 20} | {error:+.0f} % |", flush=True)
 
 
 if __name__ == "__main__":

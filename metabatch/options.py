@@ -50,6 +50,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     holdout_fraction: float = 0.1
     holdout_chrom: tuple[str, ...] = ()
     profile: Profile = "default"
+    learn_from: str | None = None
     seed: int = 42
     # training
     n_estimators: int = 800
@@ -143,7 +144,16 @@ def validate(options: Options) -> Options:
             f"the priors add up to {named:g}",
             expected="1 when every class is named" if whole else "less than 1: the other classes share the rest",
         )
+    _check_pairs(options)
+    return options
+
+
+def _check_pairs(options: Options) -> None:
+    """Options that contradict each other."""
+    if options.learn_from is not None and options.memory_per_gene_mb is not None:
+        raise UsageError(
+            "--learn-from and --memory-per-gene-mb both say what memory to predict", expected="one of them"
+        )
     both = set(options.exclude_features) & set(options.allow_features)
     if both:
         raise UsageError(f"{', '.join(sorted(both))} stands in both --exclude-features and --allow-features")
-    return options

@@ -38,6 +38,7 @@ _PLANNING = {
     "holdout_fraction": ("FRACTION", "Part of the genes set aside for evaluation; 0: out-of-fold evaluation."),
     "holdout_chrom": ("LIST", "Chromosomes set aside for evaluation instead of a fraction, split groups whole."),
     "profile": ("NAME", "default, auto, low, standard or high: genes per instance and trees by memory tier."),
+    "learn_from": ("RUN", "Correct the predicted memory by what an earlier run on the same data measured."),
     "seed": ("N", "Seed of every random choice."),
 }
 _TRAINING = {

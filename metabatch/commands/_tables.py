@@ -47,9 +47,9 @@ def plan_text(run: RunDir, plan: Plan) -> str:
         f"strategy   {plan.strategy}: {plan.why}",
         "",
         table(
-            ["strategy", "instances", "memory each", "relative time", ""],
+            ["strategy", "instances", "memory each", "page cache", "relative time", ""],
             [
-                [a.strategy, str(a.instances or "-"), size(a.predicted_peak_bytes),
+                [a.strategy, str(a.instances or "-"), size(a.predicted_peak_bytes), size(a.page_cache_bytes or None),
                  "-" if a.relative_time is None else f"{a.relative_time:.2f}", a.why_not or "<- chosen"]
                 for a in plan.alternatives
             ],

@@ -10,7 +10,7 @@ from metabatch.errors import UsageError
 from metabatch.rundir.layout import parse_instance_index, require_run
 from metabatch.training.instance import train_instance
 
-USAGE = f"""Train one instance, in this process.
+USAGE = f"""Train one instance, in a child process that is watched: short of memory, it goes on more cheaply.
 
 Usage:
   train-instance [options] RUN [INSTANCE]
@@ -35,8 +35,9 @@ def action(arguments: Arguments) -> Text:
     result = train_instance(run, index, threads=thread_count(arguments), force=arguments["--force"])
     if result.already:
         return Text(f"instance {index} is already done: nothing was changed", result)
-    peak = result.peak_rss_bytes / 2**20
-    return Text(f"instance {index} done in {result.seconds:.0f} s, peak memory {peak:,.0f} MiB", result)
+    peak, predicted = result.peak_bytes / 2**20, result.predicted_peak_bytes / 2**20
+    text = f"instance {index} done in {result.seconds:.0f} s {result.rung}, peak memory {peak:,.0f} MiB"
+    return Text(f"{text} (predicted {predicted:,.0f})", result)
 
 
 def thread_count(arguments: Arguments) -> int | None:

@@ -14,10 +14,9 @@ import pyarrow.parquet as pq
 
 from metabatch.data.shards import open_parquet
 from metabatch.errors import InputError
+from metabatch.resources.law import WHOLE_GROUP_ROWS
 from metabatch.rundir.manifests import CarriedType
 
-# Row groups up to this size are read whole: Arrow then needs a third of the memory of its batch reader.
-WHOLE_GROUP_ROWS = 32_768
 # Larger ones are read in pieces of this many rows.
 PIECE_ROWS = 4_096
 

@@ -1,11 +1,11 @@
 """How XGBoost stores a quantised matrix on the CPU, in bytes per cell.
 
-Read off its memory use (``benchmarks/memory_law.py``, xgboost 3.4); a bin number takes one byte up to 256 bins
-a feature, two beyond:
+Read off its sources (gradient_index, column_matrix) and confirmed by measuring (tests/unit/test_layout.py). A bin
+number takes one byte up to 256 bins a feature, two beyond:
 
-* no missing value anywhere: a bin number in the row index and one in the column index per cell, and slack;
-* any missing value: four bytes per stored cell, and in the column index a bin number per row for columns that
-  are at least 20 % stored, a bin number per stored cell for sparser ones;
+* no missing value anywhere: a bin number in the row index and one in the column index per cell, and a bit;
+* any missing value: four bytes per stored cell in the row index; and in the column index, for every row of the
+  columns that are at least 20 % stored and every stored cell of sparser ones, a bin number and a bit;
 * and once one column is sparser than that, eight bytes more per entry of the whole column index.
 """
 
@@ -13,11 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-DENSE_SLACK = 0.25
 STORED_CELL = 4.0
 ROW_NUMBER = 8.0
 SPARSE_BELOW = 0.2
-SLACK = 0.32
+BIT = 0.125
 
 
 def cell_bytes(densities: Sequence[float], *, has_missing: bool, most_bins: int) -> float:
@@ -34,12 +33,7 @@ def cell_bytes(densities: Sequence[float], *, has_missing: bool, most_bins: int)
     """
     number = 1.0 if most_bins <= 256 else 2.0
     if not has_missing:
-        return 2 * number + DENSE_SLACK
-    entry = number + (ROW_NUMBER if min(densities) < SPARSE_BELOW else 0.0)
+        return 2 * number + BIT
+    entry = number + BIT + (ROW_NUMBER if min(densities) < SPARSE_BELOW else 0.0)
     costs = [STORED_CELL * d + entry * (d if d < SPARSE_BELOW else 1.0) for d in densities]
-    return sum(costs) / len(costs) + SLACK
-
-
-def bin_counts(distinct_at_most: Sequence[int | None], max_bin: int) -> list[int]:
-    """Bins each feature can have: `max_bin`, or fewer for an integer of few values."""
-    return [max_bin if d is None else min(max_bin, d) for d in distinct_at_most]
+    return sum(costs) / len(costs)

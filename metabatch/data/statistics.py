@@ -1,21 +1,23 @@
-"""Per-feature statistics in one streaming pass: missing, zero, infinite, smallest, largest.
+"""Per-feature statistics in one streaming pass: missing, zero, infinite, smallest, largest, and the values to cut at.
 
 Parquet footers count nulls only, so a float NaN or an infinity is found by looking (FIELD_NOTES).
-From these the plan chooses the missing-value policy, which decides more memory than any splitting.
+From these the plan chooses the missing-value policy, which decides more memory than any splitting, and the cuts
+of every feature (see `metabatch.data.cuts`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metabatch.data.batches import Piece, Reader, RowCount, as_numpy
-from metabatch.data.layout import bin_counts, cell_bytes
+from metabatch.data.batches import Piece, Reader, RowCount, as_numpy, as_text
+from metabatch.data.cuts import sketch_cuts
+from metabatch.data.layout import cell_bytes
 from metabatch.data.roles import Candidate
 from metabatch.errors import InputError
 from metabatch.resources.progress import Progress
@@ -26,6 +28,10 @@ _SPARSE_FEATURE = 0.5
 # The matrix takes it when it is cheaper, or when half of all cells drop out (several times faster trees) at
 # no more than twice the bytes.
 _SPARSE_MATRIX, _PRICE_OF_SPEED = 0.5, 2.0
+# Integers within a span of this many values are counted exactly.
+_MOST_VALUES = 4096
+# The sample for all other features: cells in all, and most rows (the rank of a cut is then known to 0.1 %).
+_SAMPLE_CELLS, _SAMPLE_ROWS = 32_000_000, 262_144
 
 
 @dataclass
@@ -35,51 +41,88 @@ class _Tally:
     zeros: int = 0
     low: float = np.inf
     high: float = -np.inf
+    first: int = 0
+    counts: np.ndarray | None = None  # of first, first + 1, …; None: too many values, or no integers
+    sample: list[np.ndarray] = field(default_factory=list)
+
+    def count(self, values: np.ndarray) -> None:
+        """Count whole numbers, as long as they span few values."""
+        if self.counts is None:
+            return
+        low, high = int(values.min()), int(values.max())
+        old_low, old_high = (self.first, self.first + len(self.counts) - 1) if len(self.counts) else (low, high)
+        new_low, new_high = min(low, old_low), max(high, old_high)
+        if new_high - new_low >= _MOST_VALUES:
+            self.counts = None
+            return
+        if len(self.counts) != new_high - new_low + 1:
+            grown = np.zeros(new_high - new_low + 1, dtype=np.int64)
+            start = old_low - new_low
+            grown[start : start + len(self.counts)] = self.counts
+            self.first, self.counts = new_low, grown
+        here = np.bincount(values.astype(np.int64) - new_low if new_low else values, minlength=len(self.counts))
+        self.counts += here
+
+    def values(self) -> np.ndarray | None:
+        """The different values, ascending, when they were counted."""
+        return None if self.counts is None else self.first + np.flatnonzero(self.counts)
 
 
 def measure_features(
     pieces: Sequence[Piece], rows: int, candidates: Sequence[Candidate], excluded: Sequence[ExcludedColumn],
-    group_column: str, count: RowCount, max_bin: int,
-) -> FeatureSet:  # fmt: skip
-    """Look at every cell of the candidates in `pieces` and decide the preprocessing.
+    group_column: str, training: Collection[str], count: RowCount, max_bin: int, threads: int,
+) -> tuple[FeatureSet, list[np.ndarray]]:  # fmt: skip
+    """Look at every cell of the candidates in `pieces`; decide the preprocessing and the cuts of each feature.
 
-    `count` receives the rows read and asked for; `max_bin` decides what a layout costs.
+    Parameters
+    ----------
+    rows : int
+        Rows of the genes in `pieces`.
+    training : collection of str
+        Genes that are not held out: only they give the sample from which features of many values are cut.
+    count : RowCount
+        Receives the rows read and asked for.
+
+    Returns
+    -------
+    features : FeatureSet
+    cuts : list of ndarray
+        Per feature, in matrix order; see `metabatch.data.cuts.sketch_cuts`.
 
     Raises
     ------
     InputError
         A column with infinite values, naming it and the shard.
     """
-    tallies = {c.name: _Tally() for c in candidates}
+    tallies = {c.name: _Tally(counts=None if c.dtype == "float32" else np.zeros(0, np.int64)) for c in candidates}
+    sampled = [c.name for c in candidates if c.dtype not in ("uint8", "int8") or max_bin < 256]
+    stride = max(1, -(-rows // min(_SAMPLE_ROWS, max(1, _SAMPLE_CELLS // max(1, len(sampled))))))
+    genes = pa.array(sorted(training), pa.string())
     total = 0
     names = [c.name for c in candidates]
     with Progress("feature scan", rows, "rows") as progress:
         for piece in pieces:
             for table in Reader([piece], names, group_column, count=count):
-                total += table.num_rows
                 for name in set(table.column_names) & tallies.keys():
                     _look(table.column(name), tallies[name], name, piece.file)
+                picked = pa.array(np.arange(-total % stride, table.num_rows, stride))
+                _sample(table.take(picked), sampled, group_column, genes, tallies)
+                total += table.num_rows
                 progress.advance(table.num_rows)
-    return _decide(candidates, excluded, tallies, total, max_bin)
+    return _decide(candidates, excluded, tallies, total, max_bin, threads)
 
 
 def _look(column: pa.ChunkedArray, tally: _Tally, name: str, file: Path) -> None:
     tally.seen += len(column)
     tally.missing += column.null_count
-    if column.null_count:
-        column = pc.drop_null(column)
-    if pa.types.is_null(column.type) or not len(column):
-        return
-    values = as_numpy(column.cast(pa.uint8()) if pa.types.is_boolean(column.type) else column)
+    values = _numbers(column)
     if values.dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            values = values.astype(np.float32, copy=False)
         nan = np.isnan(values)
         if nan.any():
             tally.missing += int(nan.sum())
             values = values[~nan]
-        if not len(values):
-            return
+    if not len(values):
+        return
     low, high = float(values.min()), float(values.max())
     if not np.isfinite(low) or not np.isfinite(high):
         raise InputError(
@@ -90,12 +133,38 @@ def _look(column: pa.ChunkedArray, tally: _Tally, name: str, file: Path) -> None
         )
     tally.zeros += len(values) - int(np.count_nonzero(values))
     tally.low, tally.high = min(tally.low, low), max(tally.high, high)
+    if values.dtype.kind in "ui":
+        tally.count(values)
+
+
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """The values that are there, floats as float32."""
+    if column.null_count:
+        column = pc.drop_null(column)
+    if pa.types.is_null(column.type) or not len(column):
+        return np.empty(0, dtype=np.float32)
+    values = as_numpy(column.cast(pa.uint8()) if pa.types.is_boolean(column.type) else column)
+    if values.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # what becomes infinite is reported
+            values = values.astype(np.float32, copy=False)
+    return values
+
+
+def _sample(
+    rows: pa.Table, names: Sequence[str], group_column: str, genes: pa.Array, tallies: dict[str, _Tally]
+) -> None:
+    mine = rows.filter(pc.is_in(as_text(rows.column(group_column)), genes))
+    for name in names:
+        tally = tallies[name]
+        if name in mine.column_names:
+            values = _numbers(mine.column(name)).astype(np.float32, copy=False)
+            tally.sample.append(values[~np.isnan(values)])
 
 
 def _decide(
     candidates: Sequence[Candidate], excluded: Sequence[ExcludedColumn], tallies: dict[str, _Tally], total: int,
-    max_bin: int,
-) -> FeatureSet:  # fmt: skip
+    max_bin: int, threads: int,
+) -> tuple[FeatureSet, list[np.ndarray]]:  # fmt: skip
     kept, gone, notes = [], list(excluded), []
     for c in candidates:
         t = tallies[c.name]
@@ -111,8 +180,8 @@ def _decide(
             kept.append(c)
     if not kept:
         raise InputError("every feature column is constant or empty", expected="at least one feature that varies")
-    distinct = [_distinct_at_most(c, tallies[c.name]) for c in kept]
-    sparse = _choose_zero_as_missing(kept, tallies, total, max(bin_counts(distinct, max_bin)))
+    most = max(_values_at_most(tallies[c.name], max_bin) for c in kept)
+    sparse = _choose_zero_as_missing(kept, tallies, total, most)
     absent = [c for c in kept if c.absent_from]
     if absent:
         notes.append(
@@ -122,6 +191,7 @@ def _decide(
     if sparse:
         notes.append(f"{len(sparse)} feature(s) are mostly 0: zeros are stored as missing (less memory, faster)")
     densities = _densities(kept, tallies, total, sparse)
+    cuts = _cuts(kept, tallies, sparse, max_bin, threads)
     features = tuple(
         Feature(
             name=c.name,
@@ -136,10 +206,37 @@ def _decide(
         features=features,
         excluded=tuple(sorted(gone, key=lambda e: e.name)),
         densities=densities,
-        distinct_at_most=tuple(distinct),
+        bins=tuple(len(c) for c in cuts),
         has_missing=min(densities) < 1,
         notes=tuple(notes),
-    )
+    ), cuts
+
+
+def _values_at_most(tally: _Tally, max_bin: int) -> int:
+    values = tally.values()
+    return max_bin if values is None else min(max_bin, len(values) + 1)
+
+
+def _cuts(
+    kept: Sequence[Candidate], tallies: dict[str, _Tally], zero_as_missing: set[str], max_bin: int, threads: int
+) -> list[np.ndarray]:
+    """A bin for every value of integers that have no more than `max_bin`; the others by sketch."""
+    cuts: dict[str, np.ndarray] = {}
+    samples: dict[str, np.ndarray] = {}
+    for c in kept:
+        tally = tallies[c.name]
+        values = tally.values()
+        if values is not None and len(values) < max_bin:
+            zero = [0] if tally.zeros else []  # also where a shard lacks the k-mer
+            place, found = cuts, np.union1d(values, zero).astype(np.float32)
+        else:
+            # Values in held-out genes only, or too rare for the sample: the ends of the range still give a bin.
+            place, found = samples, np.concatenate([*tally.sample, np.array([tally.low, tally.high], np.float32)])
+        if c.name in zero_as_missing:
+            found = found[found != 0]
+        place[c.name] = found
+    cuts |= dict(zip(samples, sketch_cuts(list(samples.values()), max_bin, threads), strict=True))
+    return [cuts[c.name] for c in kept]
 
 
 def _choose_zero_as_missing(kept: Sequence[Candidate], tallies: dict[str, _Tally], total: int, bins: int) -> set[str]:
@@ -168,10 +265,3 @@ def _densities(
     """The part of each feature's cells that the matrix would store."""
     gaps = (tallies[c.name].missing + (tallies[c.name].zeros if c.name in zero_as_missing else 0) for c in kept)
     return tuple(1 - gap / total for gap in gaps)
-
-
-def _distinct_at_most(candidate: Candidate, tally: _Tally) -> int | None:
-    if candidate.dtype == "float32":
-        return None
-    low = min(tally.low, 0.0) if tally.zeros else tally.low
-    return int(tally.high - low + 1)

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass
 from shlex import quote
 
+import msgspec
 import polars as pl
 import xgboost as xgb
 
@@ -15,11 +16,13 @@ from metabatch.ensemble.bundle import BUNDLE_FILE, member_folder
 from metabatch.ensemble.estimator import MetaModel
 from metabatch.errors import InputError
 from metabatch.models.member import load_member
-from metabatch.rundir.fingerprint import instance_genes, open_plan, read_features
+from metabatch.resources.usage import ResourceUsage
+from metabatch.rundir.fingerprint import open_plan
 from metabatch.rundir.layout import RunDir
-from metabatch.rundir.manifests import Bundle, BundleMember, Done, Plan, save
+from metabatch.rundir.manifests import Bundle, BundleMember, Done, Lowered, Plan, save
 from metabatch.rundir.markers import MARKER, check_stage, finish_stage, is_marked
 from metabatch.rundir.publish import attempt_folder, sha256_file
+from metabatch.rundir.tables import instance_genes, read_features
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,22 @@ def _bundle(run: RunDir, plan: Plan) -> Bundle:
         columns=plan.columns,
         features=read_features(run).features,
         members=tuple(BundleMember(index=p.index, genes=p.genes, rows=p.rows) for p in plan.instances),
-        lowered=plan.lowered,
+        lowered=(*plan.lowered, *_in_parts(run, plan)),
     )
+
+
+def _in_parts(run: RunDir, plan: Plan) -> list[Lowered]:
+    """Instances for which memory did not suffice to train their genes together."""
+    found = []
+    for planned in plan.instances:
+        usage = msgspec.json.decode(
+            (run.instance(planned.index).root / "resource_usage.json").read_bytes(), type=ResourceUsage
+        )
+        if usage.parts > 1:
+            because = f"{usage.limit_bytes / 2**30:.2f} GB were too little to train them together"
+            option = f"parts in which the genes of instance {planned.index} were trained"
+            found.append(Lowered(option=option, default=1, value=usage.parts, because=because))
+    return found
 
 
 def _is_current(run: RunDir, plan: Plan, inputs: dict[str, str]) -> bool:

@@ -9,10 +9,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from metabatch.data.batches import WHOLE_GROUP_ROWS
 from metabatch.data.preprocess import Preprocessor
 from metabatch.errors import UsageError
-from metabatch.models.member import Member
+from metabatch.models.member import Member, MemberInParts
+from metabatch.resources.law import WHOLE_GROUP_ROWS
 from metabatch.rundir.manifests import Bundle
 
 
@@ -22,7 +22,7 @@ class MetaModel:
     Parameters
     ----------
     bundle : Bundle
-    members : sequence of Member
+    members : sequence of Member or MemberInParts
     fill_missing_kmers : bool
         Count k-mer columns that the data lacks as 0 instead of refusing.
 
@@ -34,7 +34,9 @@ class MetaModel:
         Features in order; for data without column names this is the order expected.
     """
 
-    def __init__(self, bundle: Bundle, members: Sequence[Member], *, fill_missing_kmers: bool = False) -> None:
+    def __init__(
+        self, bundle: Bundle, members: Sequence[Member | MemberInParts], *, fill_missing_kmers: bool = False
+    ) -> None:
         self.bundle = bundle
         self.members = list(members)
         self.fill_missing_kmers = fill_missing_kmers

@@ -21,11 +21,12 @@ from metabatch.evaluation.report import render
 from metabatch.resources.limits import cpu_count, memory_limits
 from metabatch.resources.signals import stop_on_signal
 from metabatch.resources.usage import Accounts
-from metabatch.rundir.fingerprint import open_plan, read_genes
+from metabatch.rundir.fingerprint import open_plan
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.manifests import Plan, save
 from metabatch.rundir.markers import MARKER, check_stage, finish_stage, is_marked
 from metabatch.rundir.publish import attempt_folder, sha256_file, write_bytes
+from metabatch.rundir.tables import read_genes
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,14 @@ def evaluate(run: RunDir, *, threads: int | None = None, force: bool = False) ->
             figures = draw_figures(rows, plan.columns.classes, folder / "figures")
             save(folder / "metrics.json", metrics)
             metrics = msgspec.json.decode((folder / "metrics.json").read_bytes())
-            write_bytes(folder / "report.html", render(run, plan, metrics, figures).encode())
+            write_bytes(folder / "report.html", render(run, plan, metrics, figures, model.bundle.lowered).encode())
         limit = memory_limits()[0]
         usage = accounts.usage(
             predicted_peak_bytes=None,
             budget_bytes=limit.bytes,
             budget_source=limit.source,
             threads=threads or cpu_count(),
+            limit=limit,
         )
         save(folder / "resource_usage.json", usage)
         finish_stage(folder, run.evaluation, stage="evaluate", fingerprint=plan.fingerprint, inputs=inputs)

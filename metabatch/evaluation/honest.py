@@ -17,16 +17,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from metabatch.data.batches import WHOLE_GROUP_ROWS, Reader, RowCount, as_float32, as_text, carried
+from metabatch.data.batches import Reader, RowCount, as_float32, as_text, carried
 from metabatch.data.index import pieces_for
 from metabatch.data.shards import shard_path
 from metabatch.ensemble.estimator import MetaModel
 from metabatch.errors import InputError
+from metabatch.resources.law import WHOLE_GROUP_ROWS
 from metabatch.resources.progress import Progress
 from metabatch.resources.signals import StopFlag
-from metabatch.rundir.fingerprint import read_genes, read_segments
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.manifests import Plan
+from metabatch.rundir.tables import read_genes, read_segments
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,13 @@ from metabatch import __version__
 from metabatch.evaluation.answer import answer_lines, band, number, signed
 from metabatch.resources.usage import ResourceUsage
 from metabatch.rundir.layout import RunDir
-from metabatch.rundir.manifests import Plan
+from metabatch.rundir.manifests import Lowered, Plan
 
 
-def render(run: RunDir, plan: Plan, metrics: dict[str, Any], figures: Sequence[Path]) -> str:
-    """The report's HTML; every number comes from `metrics` or the run's JSON files."""
+def render(
+    run: RunDir, plan: Plan, metrics: dict[str, Any], figures: Sequence[Path], lowered: Sequence[Lowered]
+) -> str:
+    """The report's HTML; every number comes from `metrics`, the bundle's `lowered` or the run's JSON files."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("metabatch.evaluation", ""), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -30,7 +32,7 @@ def render(run: RunDir, plan: Plan, metrics: dict[str, Any], figures: Sequence[P
         answer=answer_lines(metrics),
         helps=not any(d["ap"] is not None and d["ap"] <= 0 for d in differences),
         figures=[{"name": f.stem, "data": _data_url(f)} for f in figures],
-        facts=_facts(plan),
+        facts=_facts(plan, lowered),
         resources=_resources(run, plan),
         warnings=plan.warnings,
         version=__version__,
@@ -38,9 +40,9 @@ def render(run: RunDir, plan: Plan, metrics: dict[str, Any], figures: Sequence[P
     )
 
 
-def _facts(plan: Plan) -> list[tuple[str, str]]:
+def _facts(plan: Plan, changed: Sequence[Lowered]) -> list[tuple[str, str]]:
     o = plan.options
-    lowered = "; ".join(f"{x.option} {x.default:g} -> {x.value:g} ({x.because})" for x in plan.lowered)
+    lowered = "; ".join(f"{x.option} {x.default:g} -> {x.value:g} ({x.because})" for x in changed)
     return [
         ("data set", f"{plan.dataset.path}: {plan.dataset.genes:,} genes, {plan.dataset.positions:,} rows, "
                      f"{plan.dataset.features:,} features"),
@@ -67,7 +69,7 @@ def _resources(run: RunDir, plan: Plan) -> list[dict[str, Any]]:
         rows.append(
             {
                 "index": planned.index, "genes": planned.genes, "rows": planned.rows,
-                "predicted": usage.predicted_peak_bytes, "measured": usage.peak_rss_bytes,
+                "predicted": usage.predicted_peak_bytes, "measured": usage.measured_peak_bytes,
                 "budget": usage.budget_bytes, "seconds": sum(p.seconds for p in usage.phases),
             }
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from metabatch.rundir.layout import class_stems
 from metabatch.rundir.publish import write_bytes
 
 CALIBRATION_FILE = "calibration.json"
+_PART = "part-"
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,39 @@ class Member:
             booster.set_param({"nthread": threads})
 
 
-def save_member(folder: Path, member: Member) -> None:
-    """Write {class}.ubj and calibration.json into `folder`."""
+@dataclass(frozen=True)
+class MemberInParts:
+    """An instance whose genes were trained in parts: the mean of the parts' probabilities."""
+
+    parts: Sequence[Member]
+
+    def predict_proba(self, batch: pa.Table) -> np.ndarray:
+        """As `Member.predict_proba`."""
+        return np.mean([part.predict_proba(batch) for part in self.parts], axis=0)
+
+    def set_threads(self, threads: int) -> None:
+        for part in self.parts:
+            part.set_threads(threads)
+
+
+def save_member(folder: Path, parts: Sequence[Member]) -> None:
+    """Write {class}.ubj and calibration.json into `folder`, or into ``part-0``, ``part-1``, … below it."""
+    if len(parts) == 1:
+        _save(folder, parts[0])
+        return
+    for number, part in enumerate(parts):
+        _save(folder / f"{_PART}{number}", part)
+
+
+def load_member(folder: Path, threads: int) -> Member | MemberInParts:
+    """Read what `save_member` wrote."""
+    parts = sorted(folder.glob(f"{_PART}*"), key=lambda p: int(p.name.removeprefix(_PART)))
+    if parts:
+        return MemberInParts([_load(part, threads) for part in parts])
+    return _load(folder, threads)
+
+
+def _save(folder: Path, member: Member) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     classes = member.calibration.classes
     for name, stem in zip(classes, class_stems(classes), strict=True):
@@ -50,8 +82,7 @@ def save_member(folder: Path, member: Member) -> None:
     write_bytes(folder / CALIBRATION_FILE, record + b"\n")
 
 
-def load_member(folder: Path, threads: int) -> Member:
-    """Read what `save_member` wrote."""
+def _load(folder: Path, threads: int) -> Member:
     try:
         calibration = msgspec.json.decode((folder / CALIBRATION_FILE).read_bytes(), type=Calibration)
         classes = calibration.classes

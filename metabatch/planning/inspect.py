@@ -9,7 +9,7 @@ from metabatch.data.roles import classify, resolve_columns
 from metabatch.data.schema import is_kmer, union_schema
 from metabatch.data.shards import find_parquet, open_parquet
 from metabatch.options import Options, validate
-from metabatch.planning.memory import memory_law
+from metabatch.planning.memory import largest_group, memory_law
 from metabatch.rundir.manifests import Columns, ExcludedColumn, Feature, FeatureSet
 
 
@@ -61,10 +61,10 @@ def inspect_dataset(path: str, options: Options) -> Inspection:
         ),
         excluded=tuple(excluded),
         densities=(1.0,) * len(candidates),
-        distinct_at_most=(None,) * len(candidates),
+        bins=(options.max_bin,) * len(candidates),
         has_missing=False,
     )
-    law = memory_law(assumed, options, len(columns.classes))
+    law = memory_law(assumed, options, len(columns.classes), largest_group(files, assumed), None)
     total = int(rows.sum())
     per_gene = total / index.genes.height
     instance_rows = round(min(options.genes_per_instance, index.genes.height) * per_gene)

@@ -1,8 +1,4 @@
-"""The memory law: what an instance will need, from rows, features and the data's own density.
-
-    peak = baseline + matrix + rows x c + max(sketch + batch, histograms)
-
-(building the matrix and growing trees do not overlap, so the larger of the two transients counts).
+"""The memory law of a data set, from how XGBoost stores a matrix and what a probe of the real rows measured.
 
 The bytes per cell come from `metabatch.data.layout`; the other constants were measured with
 ``benchmarks/memory_law.py`` (xgboost 3.4, CPU hist, two threads).
@@ -10,102 +6,43 @@ The bytes per cell come from `metabatch.data.layout`; the other constants were m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from metabatch.data.batches import WHOLE_GROUP_ROWS
-from metabatch.data.layout import bin_counts, cell_bytes
+from metabatch.data.layout import cell_bytes
+from metabatch.data.shards import open_parquet
 from metabatch.options import Options
-from metabatch.rundir.manifests import FeatureSet
+from metabatch.resources.law import WHOLE_GROUP_ROWS, MemoryLaw
+from metabatch.rundir.manifests import FeatureSet, ProbeResult
 
-# Interpreter and libraries with the pages of them that training touches: 236 to 296 MiB were seen.
-BASELINE_BYTES = 285 << 20
-SKETCH_BYTES_PER_FEATURE = 90 << 10
-HISTOGRAM_BYTES_PER_BIN = 16
-ROW_BYTES = 90
-# Seconds per cell and tree on two cores: dense and zero-as-missing (FIELD_NOTES: 0.75 s and 0.16 s for
-# 408k x 1,167), and per cell of matrix construction.
-DENSE_TREE_SECONDS = 1.6e-9
-STORED_TREE_SECONDS = 1.8e-9
-BUILD_SECONDS = 1.0e-7
-EXTERNAL_SLOWDOWN = 2.6
+# Interpreter and libraries as the probe found them, where it cannot run; and the step to which they are rounded up,
+# so that a few pages more or less do not make another plan.
+BASELINE_BYTES, BASELINE_ANONYMOUS_BYTES, BASELINE_STEP = 288 << 20, 160 << 20, 32 << 20
+# A matrix smaller than this tells nothing of the bytes per cell; a ratio closer to 1 than this is noise.
+TELLING_BYTES, NOISE = 16 << 20, 0.05
+# Beside the matrix: row offset, gradient, prediction, order of the rows, label and weight twice, gene (see
+# benchmarks/RESULTS.md); with folds also scores and temporaries of the stopping metric, and 4 B a class.
+ROW_BYTES, FOLD_ROW_BYTES = 68, 74
+# After it: sorted copies in float64 for metrics and calibration; 12 B a class are the scores.
+SCORING_ROW_BYTES = 104
+SCORE_BYTES, CALIBRATED_BYTES = 4, 8
+# Gradient and hessian in double precision, and a tenth for the threads' own buffers.
+HISTOGRAM_BYTES_PER_BIN = 16 * 1.1
+# Of them in the matrix itself: row offset and label.
+XGBOOST_ROW_BYTES = 12
 
 
 @dataclass(frozen=True)
-class MemoryLaw:
-    """Bytes for one data set and one set of options."""
+class GroupSize:
+    """The largest row group: compressed bytes of the features, and rows."""
 
-    cell_bytes: float
-    fixed_bytes: int
-    build_bytes: int
-    row_bytes: int
-    features: int
-    stored_fraction: float
-    max_depth: int
-    node_bytes: int
-    per_gene_bytes: float | None
-    page_rows: int = WHOLE_GROUP_ROWS
-
-    def in_memory(self, rows: int, genes: int) -> int:
-        """Predicted peak of an instance that holds its matrix in memory, bytes."""
-        if self.per_gene_bytes is not None:
-            return round(genes * self.per_gene_bytes)
-        return round(self._common(rows) + rows * self.features * self.cell_bytes)
-
-    def external(self, rows: int) -> int:
-        """Predicted peak of anonymous memory with the matrix in pages on disk, bytes."""
-        page = min(rows, self.page_rows) * self.features * self.cell_bytes
-        return round(self._common(rows) + 2 * page)
-
-    def page_bytes(self, rows: int) -> int:
-        """Size of the page files on disk, bytes (FIELD_NOTES: 11.5 GB for 3.73M x 1,167)."""
-        return round(rows * self.features * max(self.cell_bytes, 1.0) * 1.3)
-
-    def rows_that_fit(self, budget: int) -> int:
-        """The most rows an in-memory instance may have within `budget` bytes; 0 when none."""
-        if self._common(0) >= budget:
-            return 0
-        low, high = 0, budget
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self._common(middle) + middle * self.features * self.cell_bytes <= budget:
-                low = middle
-            else:
-                high = middle - 1
-        return low
-
-    def seconds(self, rows: int, options: Options, *, external: bool, threads: int) -> float:
-        """Rough expected duration of one instance, seconds."""
-        cells = rows * self.features
-        per_tree = cells * (
-            DENSE_TREE_SECONDS if self.stored_fraction >= 1 else STORED_TREE_SECONDS * self.stored_fraction
-        )
-        boosters = len(options.classes) * (options.n_folds + 1)
-        trees = options.n_estimators * (0.5 if options.n_folds and options.early_stopping_patience else 1.0)
-        slow = EXTERNAL_SLOWDOWN if external else 1.0
-        return (
-            5 + cells * BUILD_SECONDS * 2 / max(threads, 1) + slow * boosters * trees * per_tree * 2 / max(threads, 1)
-        )
-
-    def _common(self, rows: int) -> int:
-        # A tree of depth d has at most 2^d leaves, and no more nodes than a few rows each allow.
-        nodes = min(2**self.max_depth, max(1, rows // 16))
-        return self.fixed_bytes + rows * self.row_bytes + max(self.build_bytes, nodes * self.node_bytes)
-
-    def describe(self) -> dict[str, float]:
-        """The law's numbers for plan.json."""
-        return {
-            "cell_bytes": round(self.cell_bytes, 4),
-            "fixed_bytes": self.fixed_bytes,
-            "build_bytes": self.build_bytes,
-            "row_bytes": self.row_bytes,
-            "histogram_node_bytes": self.node_bytes,
-            "stored_fraction": round(self.stored_fraction, 6),
-            **({} if self.per_gene_bytes is None else {"per_gene_bytes": self.per_gene_bytes}),
-        }
+    compressed_bytes: int
+    rows: int
 
 
 def memory_law(
-    features: FeatureSet, options: Options, classes: int, *, largest_batch: int = 0, batch_rows: int = WHOLE_GROUP_ROWS
+    features: FeatureSet, options: Options, classes: int, group: GroupSize, probe: ProbeResult | None
 ) -> MemoryLaw:
     """The law for a data set.
 
@@ -113,22 +50,52 @@ def memory_law(
     ----------
     classes : int
         Number of classes (out-of-fold scores are held for each).
-    largest_batch : int
-        Bytes of the largest decoded batch plus its compressed row group.
-    batch_rows : int
-        Rows of that batch; a page of external memory holds one.
+    probe : ProbeResult, optional
+        Corrects the bytes per cell where it measured others, and gives the size of the libraries.
     """
+    ratio = 1.0 if probe is None else _cell_ratio(probe, len(features.features))
     count = len(features.features)
-    bins = bin_counts(features.distinct_at_most, options.max_bin)
+    widths = [4 if f.dtype.endswith("32") else 2 if f.dtype.endswith("16") else 1 for f in features.features]
     return MemoryLaw(
-        cell_bytes=cell_bytes(features.densities, has_missing=features.has_missing, most_bins=max(bins)),
-        fixed_bytes=BASELINE_BYTES,
-        build_bytes=count * SKETCH_BYTES_PER_FEATURE + largest_batch,
-        row_bytes=ROW_BYTES + 8 * classes,
+        cell_bytes=ratio
+        * cell_bytes(features.densities, has_missing=features.has_missing, most_bins=max(features.bins)),
+        fixed_bytes=BASELINE_BYTES if probe is None else _rounded_up(probe.resident_bytes),
+        fixed_anonymous_bytes=BASELINE_ANONYMOUS_BYTES if probe is None else _rounded_up(probe.anonymous_bytes),
+        row_bytes=FOLD_ROW_BYTES + SCORE_BYTES * classes if options.n_folds else ROW_BYTES,
+        scoring_row_bytes=SCORING_ROW_BYTES + (SCORE_BYTES + CALIBRATED_BYTES) * classes if options.n_folds else 0,
+        group_bytes=group.compressed_bytes,
+        group_rows=min(group.rows, WHOLE_GROUP_ROWS),
+        batch_row_bytes=2 * sum(widths),
+        node_bytes=round(sum(features.bins) * HISTOGRAM_BYTES_PER_BIN),
+        max_depth=options.max_depth,
         features=count,
         stored_fraction=sum(features.densities) / count,
-        max_depth=options.max_depth,
-        node_bytes=sum(bins) * HISTOGRAM_BYTES_PER_BIN,
-        page_rows=batch_rows,
         per_gene_bytes=None if options.memory_per_gene_mb is None else options.memory_per_gene_mb * 2**20,
     )
+
+
+def _cell_ratio(probe: ProbeResult, features: int) -> float:
+    """Measured over expected bytes per cell, from the growth between the two sizes tried."""
+    rows, grown = probe.rows[-1] - probe.rows[0], probe.matrix_bytes[-1] - probe.matrix_bytes[0]
+    if rows <= 0 or grown < TELLING_BYTES:
+        return 1.0
+    ratio = (grown / rows - XGBOOST_ROW_BYTES) / (features * probe.expected_cell_bytes)
+    return 1.0 if abs(ratio - 1) < NOISE else ratio
+
+
+def _rounded_up(size: int) -> int:
+    return -(-size // BASELINE_STEP) * BASELINE_STEP
+
+
+def largest_group(files: Sequence[Path], features: FeatureSet) -> GroupSize:
+    """Look through the footers for the largest row group."""
+    names = {f.name for f in features.features}
+    compressed = rows = 0
+    for file in files:
+        with open_parquet(file) as parquet:
+            chosen = [i for i, n in enumerate(parquet.schema_arrow.names) if n in names]
+            for i in range(parquet.num_row_groups):
+                group = parquet.metadata.row_group(i)
+                rows = max(rows, group.num_rows)
+                compressed = max(compressed, sum(group.column(c).total_compressed_size for c in chosen))
+    return GroupSize(compressed, rows)

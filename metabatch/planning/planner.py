@@ -9,24 +9,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import polars as pl
 
 from metabatch import __version__
-from metabatch.data.batches import WHOLE_GROUP_ROWS, RowCount
+from metabatch.data.batches import RowCount
+from metabatch.data.cuts import cut_table
 from metabatch.data.index import GeneIndex, build_index, class_column, pieces_for
 from metabatch.data.partition import units_of
 from metabatch.data.roles import classify, resolve_columns
 from metabatch.data.schema import union_schema
-from metabatch.data.shards import find_parquet, open_parquet, scan_shards
+from metabatch.data.shards import find_parquet, scan_shards
 from metabatch.data.statistics import measure_features
 from metabatch.errors import InputError
 from metabatch.options import Options, validate
 from metabatch.planning.allocation import Allocation
+from metabatch.planning.duration import speed_of
 from metabatch.planning.existing import discard_plan, existing_plan
 from metabatch.planning.holdout import choose_holdout, draw_sample
-from metabatch.planning.memory import MemoryLaw, memory_law
+from metabatch.planning.learning import learned_law
+from metabatch.planning.memory import largest_group, memory_law
+from metabatch.planning.probing import run_probe
 from metabatch.planning.profiles import apply_profile, tier_of
 from metabatch.planning.strategies import DEFAULT_CAP_GB, GIB, Choice, choose
+from metabatch.resources.law import MemoryLaw
 from metabatch.resources.limits import cpu_count, memory_limits
 from metabatch.rundir.fingerprint import plan_fingerprint, plan_seal
 from metabatch.rundir.layout import RunDir
@@ -44,7 +50,7 @@ from metabatch.rundir.manifests import (
 from metabatch.rundir.publish import attempt_folder, publish_files, sha256_file
 
 log = logging.getLogger(__name__)
-TABLES = ("genes.parquet", "assignments.parquet", "segments.parquet", "features.json")
+TABLES = ("genes.parquet", "assignments.parquet", "segments.parquet", "features.json", "cuts.parquet")
 
 
 @dataclass(frozen=True)
@@ -91,19 +97,29 @@ def make_plan(
     genes = index.genes
     if options.sample_genes is not None:
         genes = draw_sample(genes, columns, options.sample_genes, options.seed)
-    count = RowCount()
-    pieces = pieces_for(index.segments, genes["gene_id"].to_list(), files)
-    features = measure_features(
-        pieces, int(genes["rows"].sum()), candidates, excluded, columns.group, count, options.max_bin
-    )
-    log.info("feature scan: %s rows read for %s asked", f"{count.read:,}", f"{count.asked:,}")
-
     held, how = choose_holdout(genes, columns, options)
     training = genes.filter(~held)
-    warnings = [*index.warnings, *features.notes, *_training_problems(training, columns, options)]
-    largest, batch_rows = _largest_batch(files, features)
-    law = memory_law(features, options, len(columns.classes), largest_batch=largest, batch_rows=batch_rows)
-    choice, why, alternatives = choose(training, columns, options, law, budget)
+    problems = _training_problems(training, columns, options)
+    count = RowCount()
+    pieces = pieces_for(index.segments, genes["gene_id"].to_list(), files)
+    features, cuts = measure_features(
+        pieces, int(genes["rows"].sum()), candidates, excluded, columns.group, training["gene_id"].to_list(), count,
+        options.max_bin, options.threads or cpu_count(),
+    )  # fmt: skip
+    log.info("feature scan: %s rows read for %s asked", f"{count.read:,}", f"{count.asked:,}")
+    warnings = [*index.warnings, *features.notes, *problems]
+    booster = _booster(columns)
+    probe, unprobed = run_probe(
+        pieces, features, cuts, columns, options, booster, options.threads or cpu_count(), int(training["rows"].sum())
+    )
+    if unprobed is not None:
+        warnings.append(unprobed)
+    law = memory_law(features, options, len(columns.classes), largest_group(files, features), probe)
+    if options.learn_from is not None:
+        law = learned_law(law, options.learn_from, shards, options)
+    choice, why, alternatives = choose(
+        training, columns, options, law, budget, speed_of(law, probe, options.threads or cpu_count())
+    )
     allocation = choice.allocation
     if allocation is None:
         raise RuntimeError("a chosen strategy has no allocation")
@@ -121,20 +137,23 @@ def make_plan(
         why=why,
         alternatives=alternatives,
         budget=budget,
-        memory_law=law.describe(),
+        memory_law=law,
+        probe=probe,
         seed=options.seed,
         holdout=Holdout(genes=int(held.sum()), rows=int(genes.filter(held)["rows"].sum() or 0), how=how),
         coverage=_coverage(allocation, training.height),
         allocation_unit=allocation.unit,
-        instances=_instances(training, allocation, choice, law, budget, options),
+        instances=_instances(training, allocation, choice, law, budget),
         options=options,
         profile=tier,
         lowered=lowered,
-        booster=_booster(columns),
+        booster=booster,
         warnings=tuple(warnings),
         tables={},
     )  # fmt: skip
-    return PlanResult(_write(run, plan, index, genes, held, training, allocation, features, force=force), already=False)
+    return PlanResult(
+        _write(run, plan, index, genes, held, training, allocation, features, cuts, force=force), already=False
+    )
 
 
 def decide_budget(options: Options) -> tuple[Budget, int]:
@@ -197,7 +216,7 @@ def _coverage(allocation: Allocation, total: int) -> float:
 
 
 def _instances(
-    genes: pl.DataFrame, allocation: Allocation, choice: Choice, law: MemoryLaw, budget: Budget, options: Options
+    genes: pl.DataFrame, allocation: Allocation, choice: Choice, law: MemoryLaw, budget: Budget
 ) -> tuple[PlannedInstance, ...]:
     rows = allocation.rows(genes["rows"].to_numpy())
     external = choice.strategy == "external"
@@ -215,33 +234,16 @@ def _instances(
                 rows=size,
                 predicted_peak_bytes=peak,
                 mem_request_mb=math.ceil(request / (1 << 20)),
-                expected_seconds=round(
-                    law.seconds(size, options, external=external, threads=options.threads or cpu_count()), 1
-                ),
+                expected_seconds=round(choice.seconds[index], 1),
                 page_bytes=law.page_bytes(size) if external else 0,
             )
         )
     return tuple(planned)
 
 
-def _largest_batch(files: Sequence[Path], features: FeatureSet) -> tuple[int, int]:
-    """Bytes of the largest compressed row group plus a decoded batch and its copy, and the rows of the batch."""
-    compressed = rows = 0
-    for file in files:
-        with open_parquet(file) as parquet:
-            for i in range(parquet.num_row_groups):
-                group = parquet.metadata.row_group(i)
-                rows = max(rows, group.num_rows)
-                size = sum(group.column(c).total_compressed_size for c in range(group.num_columns))
-                compressed = max(compressed, size)
-    widths = sum(4 if f.dtype.endswith("32") else 2 if f.dtype.endswith("16") else 1 for f in features.features)
-    rows = min(rows, WHOLE_GROUP_ROWS)
-    return compressed + 2 * rows * widths, rows
-
-
 def _write(
     run: RunDir, plan: Plan, index: GeneIndex, genes: pl.DataFrame, held: pl.Series, training: pl.DataFrame,
-    allocation: Allocation, features: FeatureSet, *, force: bool,
+    allocation: Allocation, features: FeatureSet, cuts: Sequence[np.ndarray], *, force: bool,
 ) -> Plan:  # fmt: skip
     with attempt_folder(run.root) as folder:
         _gene_table(genes, held, plan.columns).write_parquet(folder / "genes.parquet")
@@ -251,6 +253,7 @@ def _write(
         segments = index.segments.join(groups, on=["shard", "row_group"], how="semi", maintain_order="left")
         segments.write_parquet(folder / "segments.parquet")
         save(folder / "features.json", features)
+        cut_table([f.name for f in features.features], cuts).write_parquet(folder / "cuts.parquet")
         tables = {name: sha256_file(folder / name) for name in TABLES}
         decided = msgspec.structs.replace(plan, tables=tables)
         decided = msgspec.structs.replace(decided, fingerprint=plan_fingerprint(decided))

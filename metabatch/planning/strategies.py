@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 
@@ -11,7 +11,8 @@ from metabatch.data.index import class_column
 from metabatch.errors import BudgetError
 from metabatch.options import Options
 from metabatch.planning.allocation import Allocation, allocate, instance_count, smallest_covering_size
-from metabatch.planning.memory import MemoryLaw
+from metabatch.planning.duration import Speed, instance_seconds
+from metabatch.resources.law import MemoryLaw
 from metabatch.rundir.manifests import Alternative, Budget, Columns
 
 DEFAULT_CAP_GB = 15.0
@@ -20,18 +21,21 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Choice:
-    """A strategy with its instances and prediction; `refusal` says why it cannot be had."""
+    """A strategy with its instances and prediction; `refusal` says why it cannot be had.
+
+    seconds : expected duration of each instance.
+    """
 
     strategy: str
     allocation: Allocation | None
     peak: int | None
-    relative_time: float | None
+    seconds: tuple[float, ...] = ()
     refusal: str | None = None
     hint: str | None = None
 
 
 def choose(
-    genes: pl.DataFrame, columns: Columns, options: Options, law: MemoryLaw, budget: Budget
+    genes: pl.DataFrame, columns: Columns, options: Options, law: MemoryLaw, budget: Budget, speed: Speed
 ) -> tuple[Choice, str, tuple[Alternative, ...]]:
     """Decide the strategy.
 
@@ -52,6 +56,8 @@ def choose(
         "multi-instance": _multi(genes, columns, options, law, budget),
         "external": _external(genes, law, budget),
     }
+    choices = {name: _timed(c, genes, options, law, budget, speed) for name, c in choices.items()}
+    single = sum(choices["single"].seconds)
     if options.strategy != "auto":
         chosen = choices[options.strategy]
         if chosen.refusal is not None:
@@ -61,7 +67,8 @@ def choose(
         fitting = [c for c in choices.values() if c.refusal is None]
         if not fitting:
             _refuse(choices, budget, options, "no strategy fits the budget", choices["external"])
-        chosen = fitting[0]  # in order of speed: one matrix, several in parallel, pages on disk
+        # In order of speed, by their nature and not by the clock: a plan must not depend on a busy machine.
+        chosen = fitting[0]
         passed = [f"{c.strategy}: {c.refusal}" for c in choices.values() if c.refusal is not None]
         why = "fastest that fits the budget" + (f" ({'; '.join(passed)})" if passed else "")
     alternatives = tuple(
@@ -69,7 +76,8 @@ def choose(
             strategy=c.strategy,
             instances=len(c.allocation.core) if c.allocation else 0,
             predicted_peak_bytes=c.peak,
-            relative_time=c.relative_time,
+            page_cache_bytes=law.page_bytes(int(genes["rows"].sum())) if c.strategy == "external" else 0,
+            relative_time=round(sum(c.seconds) / single, 2) if c.seconds else None,
             why_not=None if c is chosen else c.refusal or "not the fastest that fits"
             if options.strategy == "auto" else c.refusal or f"--strategy {options.strategy} was asked for",
         )
@@ -82,12 +90,25 @@ def _single(genes: pl.DataFrame, law: MemoryLaw, budget: Budget) -> Choice:
     rows = int(genes["rows"].sum())
     peak = law.in_memory(rows, genes.height)
     refusal = _over(peak, budget)
-    return Choice("single", _everything(genes), peak, 1.0, refusal)
+    return Choice("single", _everything(genes), peak, refusal=refusal)
 
 
 def _external(genes: pl.DataFrame, law: MemoryLaw, budget: Budget) -> Choice:
     peak = law.external(int(genes["rows"].sum()))
-    return Choice("external", _everything(genes), peak, 2.6, _over(peak, budget))
+    return Choice("external", _everything(genes), peak, refusal=_over(peak, budget))
+
+
+def _timed(
+    choice: Choice, genes: pl.DataFrame, options: Options, law: MemoryLaw, budget: Budget, speed: Speed
+) -> Choice:
+    if choice.allocation is None:
+        return choice
+    rows = choice.allocation.rows(genes["rows"].to_numpy())
+    seconds = tuple(
+        instance_seconds(law, speed, int(r), options, external=choice.strategy == "external", budget_bytes=budget.bytes)
+        for r in rows
+    )
+    return replace(choice, seconds=seconds)
 
 
 def _everything(genes: pl.DataFrame) -> Allocation:
@@ -138,8 +159,7 @@ def _multi(genes: pl.DataFrame, columns: Columns, options: Options, law: MemoryL
             problem = _untrainable(genes, columns, options, allocation)
             if problem is not None:
                 return _no(problem, "--strategy single or --strategy external")
-            time = float(rows.sum()) / float(genes["rows"].sum())
-            return Choice("multi-instance", allocation, max(peaks), round(time, 3))
+            return Choice("multi-instance", allocation, max(peaks))
         if not options.auto_adjust_instance_size:
             break
         size = min(size - 1, int(size * budget.bytes / max(peaks)))
@@ -196,7 +216,7 @@ def _untrainable(genes: pl.DataFrame, columns: Columns, options: Options, alloca
 
 
 def _no(refusal: str, hint: str | None = None) -> Choice:
-    return Choice("multi-instance", None, None, None, refusal, hint)
+    return Choice("multi-instance", None, None, refusal=refusal, hint=hint)
 
 
 def _refuse(choices: dict[str, Choice], budget: Budget, options: Options, what: str, chosen: Choice) -> None:

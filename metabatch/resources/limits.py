@@ -24,6 +24,14 @@ class Limit:
     source: str
 
 
+@dataclass(frozen=True)
+class CpuLimit:
+    """A number of CPUs and the source that set it."""
+
+    count: int
+    source: str
+
+
 def memory_limits(root: Path = Path("/"), environ: dict[str, str] | None = None) -> list[Limit]:
     """Every memory limit that can be seen from here, smallest first.
 
@@ -41,19 +49,39 @@ def memory_limits(root: Path = Path("/"), environ: dict[str, str] | None = None)
     return sorted(found, key=lambda limit: limit.bytes)
 
 
+def cpu_limits(root: Path = Path("/"), environ: dict[str, str] | None = None) -> list[CpuLimit]:
+    """Every limit on the CPUs of this process: affinity, Slurm's allocation, cgroup quotas; smallest first."""
+    env = dict(os.environ) if environ is None else environ
+    found = [CpuLimit(len(os.sched_getaffinity(0)), "CPU affinity")]
+    for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
+        text = env.get(name, "")
+        if text.isdigit() and int(text) > 0:
+            found.append(CpuLimit(int(text), f"{name}={text}"))
+            break
+    found += _cpu_quotas(root)
+    return sorted(found, key=lambda limit: limit.count)
+
+
 def cpu_count() -> int:
-    """CPUs this process may use: affinity, Slurm's allocation and the cgroup quota, whichever is least."""
-    counts = [len(os.sched_getaffinity(0))]
-    text = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    if text.isdigit() and int(text) > 0:
-        counts.append(int(text))
-    counts += _cpu_quota()
-    return max(1, min(counts))
+    """CPUs this process may use, at least 1."""
+    return max(1, cpu_limits()[0].count)
+
+
+def oom_kills() -> int | None:
+    """Processes the kernel killed for lack of memory, as counted nearest to this process; None where it cannot be read.
+
+    The memory cgroup's own counter, else the machine's.
+    """
+    for folder, version in _cgroup_folders(Path("/"), "memory"):
+        count = _read_field(folder / ("memory.events" if version == 2 else "memory.oom_control"), "oom_kill")
+        if count is not None:
+            return count
+    return _read_field(Path("/proc/vmstat"), "oom_kill")
 
 
 def cgroup_peak() -> int | None:
     """The kernel's high-water mark of this process's memory cgroup (page cache included), or None."""
-    for path, version in _cgroup_folders(Path("/")):
+    for path, version in _cgroup_folders(Path("/"), "memory"):
         for name in ("memory.peak",) if version == 2 else ("memory.max_usage_in_bytes",):
             value = _read_int(path / name)
             if value is not None:
@@ -61,8 +89,8 @@ def cgroup_peak() -> int | None:
     return None
 
 
-def _cgroup_folders(root: Path) -> list[tuple[Path, int]]:
-    """Existing memory cgroup folders of this process, innermost first, with the cgroup version."""
+def _cgroup_folders(root: Path, controller: str) -> list[tuple[Path, int]]:
+    """Existing cgroup folders of this process for `controller`, innermost first, with the cgroup version."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -71,25 +99,28 @@ def _cgroup_folders(root: Path) -> list[tuple[Path, int]]:
     for line in lines:
         _, controllers, inner = line.split(":", 2)
         if controllers == "":
-            base, version = root / "sys/fs/cgroup", 2
-        elif "memory" in controllers.split(","):
-            base, version = root / "sys/fs/cgroup/memory", 1
+            bases, version = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"], 2
+        elif controller in controllers.split(","):
+            bases, version = [root / "sys/fs/cgroup" / controllers, root / "sys/fs/cgroup" / controller], 1
         else:
             continue
         parts = [p for p in inner.split("/") if p and p != ".."]
-        for depth in range(len(parts), -1, -1):
-            folder = base.joinpath(*parts[:depth])
-            if folder.is_dir():
-                folders.append((folder, version))
+        for base in [b for b in bases if b.is_dir()][:1]:
+            places = (base.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1))
+            folders += [(place, version) for place in places if place.is_dir()]
     return folders
 
 
 def _cgroup_limits(root: Path) -> list[Limit]:
     limits = []
-    for folder, version in _cgroup_folders(root):
+    for folder, version in _cgroup_folders(root, "memory"):
         value = _read_int(folder / ("memory.max" if version == 2 else "memory.limit_in_bytes"))
         if value is not None and value < _UNLIMITED:
             limits.append(Limit(value, f"cgroup v{version} limit at {folder}"))
+        if version == 1:  # ancestors that cannot be seen from inside a container count here
+            value = _read_field(folder / "memory.stat", "hierarchical_memory_limit")
+            if value is not None and value < _UNLIMITED:
+                limits.append(Limit(value, f"cgroup v1 hierarchical limit at {folder}"))
     return limits
 
 
@@ -105,18 +136,31 @@ def _slurm_limits(env: dict[str, str]) -> list[Limit]:
     return limits
 
 
-def _cpu_quota() -> list[int]:
-    counts = []
-    for folder, version in _cgroup_folders(Path("/")):
-        if version == 2 and (folder / "cpu.max").is_file():
-            quota, _, period = (folder / "cpu.max").read_text().strip().partition(" ")
-            if quota.isdigit() and period.isdigit():
-                counts.append(max(1, int(quota) // int(period)))
-    for base in (Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup/cpu,cpuacct")):
-        period_us, quota_us = _read_int(base / "cpu.cfs_period_us"), _read_int(base / "cpu.cfs_quota_us")
-        if period_us and quota_us and quota_us > 0:
-            counts.append(max(1, quota_us // period_us))
-    return counts
+def _cpu_quotas(root: Path) -> list[CpuLimit]:
+    found = []
+    for folder, version in _cgroup_folders(root, "cpu"):
+        if version == 2:
+            quota, period = [*_read_words(folder / "cpu.max"), "", ""][:2]
+        else:
+            quota, period = (str(_read_int(folder / name) or "") for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
+        if quota.isdigit() and period.isdigit() and int(quota) > 0 and int(period) > 0:
+            # Part of a CPU more than whole ones is no thread's worth.
+            found.append(CpuLimit(max(1, int(quota) // int(period)), f"cgroup v{version} CPU quota at {folder}"))
+    return found
+
+
+def _read_words(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []
+
+
+def _read_field(path: Path, name: str) -> int | None:
+    """The number after `name` in a file of "name number" lines."""
+    words = _read_words(path)
+    place = words.index(name) + 1 if name in words else len(words)
+    return int(words[place]) if place < len(words) and words[place].isdigit() else None
 
 
 def _read_int(path: Path) -> int | None:

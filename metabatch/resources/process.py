@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import re
+import signal
 import socket
 from pathlib import Path
 
 import msgspec
 import psutil
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _TEXT = re.compile(r"(?P<host>.+)-(?P<namespace>\d+)-(?P<pid>\d+)-(?P<start>\d+)")
 
 
@@ -55,3 +59,12 @@ def _namespace() -> int:
         return Path("/proc/self/ns/pid").stat().st_ino
     except OSError:
         return 0
+
+
+def follow_parent(parent: int) -> None:
+    """Called by a child: die when `parent` dies, however it does, and be the one the kernel kills for memory."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before we could ask
+        raise SystemExit(1)
+    with contextlib.suppress(OSError):  # some containers do not allow it; then the kernel chooses by size: us as well
+        Path("/proc/self/oom_score_adj").write_text("900")

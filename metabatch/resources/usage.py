@@ -5,19 +5,27 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
-from metabatch.resources.limits import cgroup_peak
+from metabatch.resources.limits import Limit, cgroup_peak
+
+_SAMPLE_SECONDS = 0.05
 
 log = logging.getLogger(__name__)
 
 
 class Phase(msgspec.Struct, kw_only=True):
-    """One phase. `rows_asked`: rows of the genes wanted; `rows_read`: rows decoded from parquet for them."""
+    """One phase.
+
+    rows_asked : rows of the genes wanted. rows_read : rows decoded from parquet for them. Both count every one of the
+        `passes` over the data.
+    peak_rss_bytes : VmHWM. peak_anonymous_bytes : without mapped files, sampled.
+    """
 
     name: str
     seconds: float = 0.0
@@ -25,19 +33,36 @@ class Phase(msgspec.Struct, kw_only=True):
     rows_read: int = 0
     rows_asked: int = 0
     peak_rss_bytes: int = 0
+    peak_anonymous_bytes: int = 0
+    passes: int = 1
 
 
 class ResourceUsage(msgspec.Struct, kw_only=True):
-    """resource_usage.json. `predicted_peak_bytes` is None for stages without a prediction."""
+    """resource_usage.json.
+
+    measured_peak_bytes : what the prediction is held against: VmHWM, or for external memory, whose mapped page
+        files count as resident, the anonymous part.
+    predicted_peak_bytes : None for stages without a prediction.
+    rung, external, batch_rows, parts : how an instance was trained (see `metabatch.training.ladder`).
+    """
 
     format_version: int = 1
+    measured_peak_bytes: int
     peak_rss_bytes: int
+    peak_anonymous_bytes: int
     peak_cgroup_bytes: int | None
     predicted_peak_bytes: int | None
     budget_bytes: int
     budget_source: str
+    limit_bytes: int
+    limit_source: str
+    rung: str | None
+    external: bool
+    batch_rows: int
+    parts: int
     threads: int
     phases: list[Phase]
+    after_fold_bytes: list[int]
 
 
 def peak_rss() -> int:
@@ -46,6 +71,27 @@ def peak_rss() -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) << 10
     raise RuntimeError("no VmHWM in /proc/self/status")
+
+
+def anonymous_bytes(pid: int | None = None) -> int:
+    """Anonymous and shared memory of a process (default: this one) as the kernel counts it; 0 when it is gone.
+
+    Mapped files (libraries, the page files of external memory) are not in it: the kernel takes them back at need.
+    """
+    return _status_bytes(pid, "RssAnon:", "RssShmem:")
+
+
+def resident_bytes() -> int:
+    """VmRSS of this process."""
+    return _status_bytes(None, "VmRSS:")
+
+
+def _status_bytes(pid: int | None, *names: str) -> int:
+    try:
+        text = Path(f"/proc/{'self' if pid is None else pid}/status").read_text()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith(names))
 
 
 def reset_peak_rss() -> bool:
@@ -64,17 +110,38 @@ def trim_memory() -> None:
 
 
 class Accounts:
-    """Collects the phases of one process; the overall peak survives the per-phase resets."""
+    """Collects the phases of one process; the overall peaks survive the per-phase resets."""
 
     def __init__(self) -> None:
         self.phases: list[Phase] = []
-        self._peak = peak_rss()
+        self.after_fold: list[int] = []
+        self._rss = peak_rss()
+        self._anonymous = anonymous_bytes()
+        self._sampled = 0
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[None]:
+        """Sample anonymous memory for the time of the block: the kernel keeps no high-water mark of it."""
+        stop = threading.Event()
+
+        def sample() -> None:
+            while not stop.wait(_SAMPLE_SECONDS):
+                self._sampled = max(self._sampled, anonymous_bytes())
+
+        thread = threading.Thread(target=sample, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[Phase]:
         """Account for a block; the phase is kept also when the block fails."""
-        self._peak = max(self._peak, peak_rss())
+        self._settle()
         reset_peak_rss()
+        self._sampled = anonymous_bytes()
         entry = Phase(name=name)
         wall, cpu = time.monotonic(), time.process_time()
         try:
@@ -83,24 +150,42 @@ class Accounts:
             entry.seconds = round(time.monotonic() - wall, 3)
             entry.cpu_seconds = round(time.process_time() - cpu, 3)
             entry.peak_rss_bytes = peak_rss()
-            self._peak = max(self._peak, entry.peak_rss_bytes)
+            entry.peak_anonymous_bytes = max(self._sampled, anonymous_bytes())
+            self._settle()
             self.phases.append(entry)
-            log.debug("phase %s: %.1f s, peak %d MiB", name, entry.seconds, entry.peak_rss_bytes >> 20)
+            log.debug("phase %s: %.1f s, peak %d MiB, anonymous %d MiB", name, entry.seconds,
+                      entry.peak_rss_bytes >> 20, entry.peak_anonymous_bytes >> 20)  # fmt: skip
+
+    def note_fold(self) -> None:
+        """Remember the memory held now, after a fold."""
+        trim_memory()
+        self.after_fold.append(anonymous_bytes())
 
     def usage(
-        self, *, predicted_peak_bytes: int | None, budget_bytes: int, budget_source: str, threads: int
-    ) -> ResourceUsage:
-        self._peak = max(self._peak, peak_rss())
+        self, *, predicted_peak_bytes: int | None, budget_bytes: int, budget_source: str, threads: int,
+        limit: Limit, rung: str | None = None, external: bool = False, batch_rows: int = 0, parts: int = 1,
+    ) -> ResourceUsage:  # fmt: skip
+        """The record. With `external` the page files are mapped into memory: only the anonymous part counts."""
+        self._settle()
         return ResourceUsage(
-            peak_rss_bytes=self._peak,
+            measured_peak_bytes=self._anonymous if external else self._rss,
+            peak_rss_bytes=self._rss,
+            peak_anonymous_bytes=self._anonymous,
             peak_cgroup_bytes=cgroup_peak(),
             predicted_peak_bytes=predicted_peak_bytes,
             budget_bytes=budget_bytes,
             budget_source=budget_source,
+            limit_bytes=limit.bytes,
+            limit_source=limit.source,
+            rung=rung,
+            external=external,
+            batch_rows=batch_rows,
+            parts=parts,
             threads=threads,
             phases=self.phases,
+            after_fold_bytes=self.after_fold,
         )
 
-    @property
-    def peak(self) -> int:
-        return max(self._peak, peak_rss())
+    def _settle(self) -> None:
+        self._rss = max(self._rss, peak_rss())
+        self._anonymous = max(self._anonymous, self._sampled, anonymous_bytes())

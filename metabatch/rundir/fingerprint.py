@@ -6,11 +6,10 @@ import hashlib
 from collections.abc import Sequence
 
 import msgspec
-import polars as pl
 
 from metabatch.errors import InputError
 from metabatch.rundir.layout import RunDir
-from metabatch.rundir.manifests import FeatureSet, Plan, Shard, load, to_json
+from metabatch.rundir.manifests import Plan, Shard, load, to_json
 from metabatch.rundir.publish import sha256_file
 
 
@@ -28,7 +27,7 @@ def plan_fingerprint(plan: Plan) -> str:
     decided = {
         "format_version": plan.format_version,
         "dataset": dataset_fingerprint(plan.dataset.shards),
-        "options": msgspec.structs.replace(plan.options, threads=None),
+        "options": msgspec.structs.replace(plan.options, threads=None, learn_from=None),
         "columns": plan.columns,
         "strategy": plan.strategy,
         "tables": dict(sorted(plan.tables.items())),
@@ -71,28 +70,6 @@ def open_plan(run: RunDir) -> Plan:
         if sha256_file(file) != expected:
             raise InputError(f"{file} was changed after the plan was made", expected=f"sha256 {expected}")
     return plan
-
-
-def read_features(run: RunDir) -> FeatureSet:
-    return load(run.features, FeatureSet)
-
-
-def read_genes(run: RunDir) -> pl.DataFrame:
-    """genes.parquet: gene_id, rows, n_<class>…, weight, split_group?, chrom, split (train | holdout)."""
-    return pl.read_parquet(run.genes)
-
-
-def read_segments(run: RunDir) -> pl.DataFrame:
-    """segments.parquet: gene_id, shard (index into plan.dataset.shards), row_group, rows.
-
-    Of every gene in the row groups that hold a gene of the plan.
-    """
-    return pl.read_parquet(run.segments)
-
-
-def instance_genes(run: RunDir, index: int) -> list[str]:
-    """The genes an instance trains on, core and overlap, sorted."""
-    return pl.read_parquet(run.assignments).filter(pl.col("instance") == index)["gene_id"].sort().to_list()
 
 
 def hash_texts(texts: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from metabatch.errors import InputError
 
 FORMAT_VERSION = 1
 
-_OURS = {"plan.json", "genes.parquet", "assignments.parquet", "features.json", "segments.parquet"}
+_OURS = {"plan.json", "genes.parquet", "assignments.parquet", "features.json", "cuts.parquet", "segments.parquet"}
 _STAGES = {"instances", "ensemble", "evaluation", "logs"}
 
 
@@ -62,6 +62,10 @@ class RunDir:
     @property
     def features(self) -> Path:
         return self.root / "features.json"
+
+    @property
+    def cuts(self) -> Path:
+        return self.root / "cuts.parquet"
 
     @property
     def segments(self) -> Path:

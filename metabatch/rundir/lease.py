@@ -32,8 +32,10 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
     """lease.json: the process at work. `heartbeat` counts up every few seconds while it lives."""
 
     process: Identity
+    plan: str
     rung: str
     predicted_peak_bytes: int
+    limit_bytes: int
     slurm_job_id: str | None
     attempt: int
     started: str
@@ -41,16 +43,24 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of attempts.jsonl."""
+    """One line of attempts.jsonl.
+
+    outcome : done, failed, interrupted, killed; or why the next rung was taken: out-of-memory (the kernel or the
+        allocator refused), over-budget (stopped by us), not-tried (predicted not to fit).
+    plan : fingerprint of the plan it was made under.
+    limit_bytes : memory this attempt could have. measured_peak_bytes : anonymous memory.
+    """
 
     attempt: int
     started: str
     ended: str
     outcome: str
+    plan: str
     rung: str
     host: str
     slurm_job_id: str | None
     predicted_peak_bytes: int
+    limit_bytes: int
     measured_peak_bytes: int | None
     message: str | None = None
 
@@ -81,9 +91,56 @@ def record_attempt(instance: InstanceDir, attempt: Attempt) -> None:
         os.fsync(handle.fileno())
 
 
+class Lease:
+    """An instance owned by this process; one attempt after the other is begun and ended on it."""
+
+    def __init__(self, instance: InstanceDir, plan: str) -> None:
+        self._instance, self._plan = instance, plan
+        self._owner: Owner | None = None
+
+    def begin(self, rung: str, predicted_peak_bytes: int, limit_bytes: int) -> int:
+        """Announce an attempt in lease.json; returns its number."""
+        owner = Owner(
+            process=this_process(),
+            plan=self._plan,
+            rung=rung,
+            predicted_peak_bytes=predicted_peak_bytes,
+            limit_bytes=limit_bytes,
+            slurm_job_id=os.environ.get("SLURM_JOB_ID"),
+            attempt=1 + max((a.attempt for a in read_attempts(self._instance)), default=0),
+            started=utc_now(),
+            heartbeat=0,
+        )
+        write_bytes(self._instance.lease, to_json(owner))
+        self._owner = owner
+        return owner.attempt
+
+    def end(self, outcome: str, measured_peak_bytes: int | None, message: str | None) -> None:
+        """Put the attempt on record."""
+        if self._owner is not None:
+            record_attempt(self._instance, _record(self._owner, outcome, measured_peak_bytes, message))
+            self._owner = None
+
+    def beat(self, stop: threading.Event) -> None:
+        """Renew lease.json until `stop`."""
+        count = 0
+        while not stop.wait(HEARTBEAT_SECONDS):
+            count += 1
+            owner = self._owner
+            if owner is not None:
+                # A full disk must not end the training; the lock has its own heartbeat.
+                with contextlib.suppress(OSError):
+                    write_bytes(self._instance.lease, to_json(msgspec.structs.replace(owner, heartbeat=count)))
+
+
 @contextlib.contextmanager
-def hold(instance: InstanceDir, rung: str, predicted_peak_bytes: int) -> Iterator[Owner]:
+def hold(instance: InstanceDir, plan: str) -> Iterator[Lease]:
     """Own an instance for the time of the block; an attempt that was killed before is put on record first.
+
+    Parameters
+    ----------
+    plan : str
+        Fingerprint of the plan it is trained under.
 
     Raises
     ------
@@ -91,29 +148,20 @@ def hold(instance: InstanceDir, rung: str, predicted_peak_bytes: int) -> Iterato
         When another live process owns it: seen at once by its heartbeat, or after `LEASE_SECONDS`.
     """
     instance.root.mkdir(parents=True, exist_ok=True)
-    lease = SoftFileLease(instance.lock, lease_duration=LEASE_SECONDS, heartbeat_interval=HEARTBEAT_SECONDS)
-    _acquire(lease, instance)
+    lock = SoftFileLease(instance.lock, lease_duration=LEASE_SECONDS, heartbeat_interval=HEARTBEAT_SECONDS)
+    _acquire(lock, instance)
     _record_killed(instance)
-    owner = Owner(
-        process=this_process(),
-        rung=rung,
-        predicted_peak_bytes=predicted_peak_bytes,
-        slurm_job_id=os.environ.get("SLURM_JOB_ID"),
-        attempt=1 + max((a.attempt for a in read_attempts(instance)), default=0),
-        started=utc_now(),
-        heartbeat=0,
-    )
-    write_bytes(instance.lease, to_json(owner))
+    lease = Lease(instance, plan)
     stop = threading.Event()
-    beat = threading.Thread(target=_heartbeat, args=(instance, owner, stop), daemon=True)
+    beat = threading.Thread(target=lease.beat, args=(stop,), daemon=True)
     beat.start()
     try:
-        yield owner
+        yield lease
     finally:
         stop.set()
         beat.join()
         instance.lease.unlink(missing_ok=True)
-        lease.release()
+        lock.release()
 
 
 def is_alive(instance: InstanceDir, owner: Owner) -> bool:
@@ -132,17 +180,26 @@ def _record_killed(instance: InstanceDir) -> None:
     if owner is None:
         return
     progress = read_progress(instance.progress)
-    record_attempt(
-        instance,
-        Attempt(
-            attempt=owner.attempt, started=owner.started, ended=utc_now(), outcome="killed", rung=owner.rung,
-            host=owner.process.host, slurm_job_id=owner.slurm_job_id,
-            predicted_peak_bytes=owner.predicted_peak_bytes,
-            measured_peak_bytes=progress.rss_bytes if progress else None,
-            message="ended without a word: killed, out of memory, or its node went down (memory: as last reported)",
-        ),
-    )  # fmt: skip
+    message = "ended without a word: killed, out of memory, or its node went down (memory: as last reported)"
+    record_attempt(instance, _record(owner, "killed", progress.rss_bytes if progress else None, message))
     instance.lease.unlink(missing_ok=True)
+
+
+def _record(owner: Owner, outcome: str, measured_peak_bytes: int | None, message: str | None) -> Attempt:
+    return Attempt(
+        attempt=owner.attempt,
+        started=owner.started,
+        ended=utc_now(),
+        outcome=outcome,
+        plan=owner.plan,
+        rung=owner.rung,
+        host=owner.process.host,
+        slurm_job_id=owner.slurm_job_id,
+        predicted_peak_bytes=owner.predicted_peak_bytes,
+        limit_bytes=owner.limit_bytes,
+        measured_peak_bytes=measured_peak_bytes,
+        message=message,
+    )
 
 
 def _acquire(lease: SoftFileLease, instance: InstanceDir) -> None:
@@ -169,11 +226,3 @@ def _describe(instance: InstanceDir, owner: Owner | None) -> str:
         f"instance {instance.index} is being trained by pid {owner.process.pid} on {owner.process.host}{job}, "
         f"attempt {owner.attempt}, since {owner.started}"
     )
-
-
-def _heartbeat(instance: InstanceDir, owner: Owner, stop: threading.Event) -> None:
-    count = 0
-    while not stop.wait(HEARTBEAT_SECONDS):
-        count += 1
-        with contextlib.suppress(OSError):  # a full disk must not end the training; the lock has its own heartbeat
-            write_bytes(instance.lease, to_json(msgspec.structs.replace(owner, heartbeat=count)))

@@ -9,6 +9,7 @@ import msgspec
 
 from metabatch.errors import InputError
 from metabatch.options import Options
+from metabatch.resources.law import MemoryLaw
 from metabatch.rundir.layout import FORMAT_VERSION
 from metabatch.rundir.publish import write_bytes
 
@@ -61,14 +62,14 @@ class FeatureSet(_Manifest, frozen=True, kw_only=True):
     """features.json. All three lists are in matrix order.
 
     densities : part of a feature's cells that the matrix stores (the rest is missing).
-    distinct_at_most : bound on the distinct values of an integer feature; None for floats.
+    bins : bins of each feature (cuts.parquet holds where they begin).
     """
 
     format_version: int = FORMAT_VERSION
     features: tuple[Feature, ...]
     excluded: tuple[ExcludedColumn, ...]
     densities: tuple[float, ...]
-    distinct_at_most: tuple[int | None, ...]
+    bins: tuple[int, ...]
     has_missing: bool
     notes: tuple[str, ...] = ()
 
@@ -106,11 +107,16 @@ class Holdout(_Manifest, frozen=True, kw_only=True):
 
 
 class Alternative(_Manifest, frozen=True, kw_only=True):
-    """A strategy with its predicted peak and time relative to the fastest; `why_not` is None for the chosen one."""
+    """A strategy with its predicted peak and time relative to `single`; `why_not` is None for the chosen one.
+
+    page_cache_bytes : memory outside the process in which external memory keeps its pages at full speed; with less
+        it reads them from disk.
+    """
 
     strategy: str
     instances: int
     predicted_peak_bytes: int | None
+    page_cache_bytes: int
     relative_time: float | None
     why_not: str | None
 
@@ -146,12 +152,31 @@ class Booster(_Manifest, frozen=True, kw_only=True):
     because: str
 
 
+class ProbeResult(_Manifest, frozen=True, kw_only=True):
+    """What a trial on a few real rows measured (`metabatch.training.probe`); bytes and seconds.
+
+    rows, matrix_bytes : rows of each size tried and the memory its matrix took.
+    expected_cell_bytes : what the layout says of these rows.
+    resident_bytes, anonymous_bytes : the process with everything loaded and no matrix; with and without libraries.
+    build_seconds, tree_seconds : building each matrix, and a tree on it.
+    """
+
+    rows: tuple[int, ...]
+    matrix_bytes: tuple[int, ...]
+    expected_cell_bytes: float
+    resident_bytes: int
+    anonymous_bytes: int
+    build_seconds: tuple[float, ...]
+    tree_seconds: tuple[float, ...]
+
+
 class Plan(_Manifest, frozen=True, kw_only=True):
     """plan.json.
 
     fingerprint : sha256 over what decides the models; stages carry it.
     seal : sha256 over this file, so that an edit is noticed.
     profile : the memory tier whose settings stand in `options` ("default": none).
+    probe : what the law was calibrated with; None where the probe failed (a warning says why).
     """
 
     format_version: int = FORMAT_VERSION
@@ -164,7 +189,8 @@ class Plan(_Manifest, frozen=True, kw_only=True):
     why: str
     alternatives: tuple[Alternative, ...]
     budget: Budget
-    memory_law: dict[str, float]
+    memory_law: MemoryLaw
+    probe: ProbeResult | None
     seed: int
     holdout: Holdout
     coverage: float

@@ -124,7 +124,9 @@ def train_final(
 ) -> xgb.Booster:  # fmt: skip
     """Train on all rows for a fixed number of rounds."""
     matrix.set_info(label=positive.astype(np.float32), weight=weight)
-    return xgb.train(params, matrix, num_boost_round=rounds, callbacks=[_RoundHook(on_round)])
+    booster = xgb.train(params, matrix, num_boost_round=rounds, callbacks=[_RoundHook(on_round)])
+    booster.reset()  # lets go of histograms and caches, which would pile up class by class
+    return booster
 
 
 def recommended_rounds(best: list[int], limit: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,8 @@ import xgboost as xgb
 
 from metabatch.metrics.classification import all_metrics, class_metrics
 from metabatch.models.calibration import Calibration, fit_calibration
+from metabatch.models.member import Member
+from metabatch.options import Options
 from metabatch.rundir.manifests import Plan
 from metabatch.training.boosters import FoldResult, booster_params, recommended_rounds, train_fold
 from metabatch.training.matrix import Rows
@@ -21,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class CrossValidation:
-    """raw, meta : out-of-fold scores, shape (n, k): booster output; calibrated and normalised.
+    """raw, meta : out-of-fold scores, shape (n, k): booster output; calibrated and normalised (by `cross_fitted`).
 
     folds : per class, one result a fold (scores dropped). rounds : recommended trees per class.
     """
@@ -33,6 +35,16 @@ class CrossValidation:
     rounds: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What came of the rows of an instance, or of one part of them; `cv` is None without folds."""
+
+    rows: Rows
+    cv: CrossValidation | None
+    member: Member
+    rounds: dict[str, int]
+
+
 def booster_seed(plan_seed: int, instance: int, code: int, fold: int) -> int:
     """A seed per booster, so that boosters do not share their row and column draws. `fold` -1: the final one."""
     return (plan_seed * 1_000_003 + instance * 10_007 + code * 101 + fold + 1) % (2**31 - 1)
@@ -40,7 +52,7 @@ def booster_seed(plan_seed: int, instance: int, code: int, fold: int) -> int:
 
 def cross_validate(
     matrix: xgb.DMatrix, rows: Rows, fold: np.ndarray, plan: Plan, instance: int, threads: int,
-    on_round: Callable[[], None], on_saved: Callable[[int], None],
+    on_round: Callable[[], None], on_saved: Callable[[int], None], on_fold: Callable[[], None],
 ) -> CrossValidation:  # fmt: skip
     """Train every class on every fold.
 
@@ -50,6 +62,8 @@ def cross_validate(
         Fold of each row.
     on_saved : callable
         Told the rounds that early stopping saved.
+    on_fold : callable
+        Told when a fold of a class is through.
     """
     options, classes = plan.options, plan.columns.classes
     raw = np.full((len(rows), len(classes)), np.nan, dtype=np.float32)
@@ -75,9 +89,10 @@ def cross_validate(
             )  # fmt: skip
             record = _record(number, outcome, positive[held_out], rows.weight[held_out], raw[held_out, code])
             results[number] = record if judges else record | {"best_rounds": None, "stopped_early": False}
+            del outcome
+            on_fold()
         result.folds[name] = [results[number] for number in sorted(results)]
         result.rounds[name] = recommended_rounds(best, options.n_estimators)
-    result.meta = _cross_fitted(raw, rows, fold, plan)
     return result
 
 
@@ -105,37 +120,57 @@ def _record(
     }
 
 
-def calibrate(raw: np.ndarray, rows: Rows, plan: Plan, chosen: np.ndarray | None = None) -> Calibration:
+def calibrate(
+    raw: np.ndarray, rows: Rows, classes: Sequence[str], options: Options, chosen: np.ndarray | None = None
+) -> Calibration:
     """The calibration fitted on out-of-fold scores (of the `chosen` rows only, when given)."""
     pick = slice(None) if chosen is None else chosen
-    options = plan.options
-    return fit_calibration(
-        raw[pick], rows.label[pick], rows.weight[pick], plan.columns.classes, options.calibration, options.prior
-    )
+    return fit_calibration(raw[pick], rows.label[pick], rows.weight[pick], classes, options.calibration, options.prior)
 
 
-def _cross_fitted(raw: np.ndarray, rows: Rows, fold: np.ndarray, plan: Plan) -> np.ndarray:
+def cross_fitted(cv: CrossValidation, rows: Rows, plan: Plan) -> np.ndarray:
     """Calibrated out-of-fold probabilities; each fold by a calibration fitted on the other folds' genes."""
-    meta = np.empty(raw.shape, dtype=np.float64)
-    for number in np.unique(fold):
-        held_out = fold == number
-        meta[held_out] = calibrate(raw, rows, plan, ~held_out).apply(raw[held_out])
+    meta = np.empty(cv.raw.shape, dtype=np.float64)
+    for number in np.unique(cv.fold):
+        held_out = cv.fold == number
+        others = calibrate(cv.raw, rows, plan.columns.classes, plan.options, ~held_out)
+        meta[held_out] = others.apply(cv.raw[held_out])
     return meta
 
 
-def instance_metrics(cv: CrossValidation | None, rows: Rows, plan: Plan, rounds: dict[str, int]) -> dict[str, Any]:
-    """metrics.json of an instance: out-of-fold metrics per class, folds beneath, before and after calibration."""
+def instance_metrics(parts: Sequence[Fitted], plan: Plan) -> dict[str, Any]:
+    """metrics.json of an instance: out-of-fold metrics per class, folds beneath, before and after calibration.
+
+    `parts`: one, or several when its genes had to be trained in parts; folds then say which part they are of.
+    """
+    classes = plan.columns.classes
     document: dict[str, Any] = {
         "format_version": 1,
         "weighted_by": plan.columns.weight,
-        "rows": len(rows),
-        "genes": len(rows.genes),
-        "trees": rounds,
+        "rows": sum(len(p.rows) for p in parts),
+        "genes": sum(len(p.rows.genes) for p in parts),
+        "trees": {c: sum(p.rounds[c] for p in parts) for c in classes},
     }
-    if cv is None:
+    if len(parts) > 1:
+        document["parts"] = [{"genes": len(p.rows.genes), "rows": len(p.rows), "trees": p.rounds} for p in parts]
+    crossed = [p.cv for p in parts if p.cv is not None]
+    if not crossed:
         return document | {"classes": {}, "note": "no cross-validation (--n-folds 0): nothing here is out of fold"}
-    meta = all_metrics(cv.meta, rows.label, rows.weight, plan.columns.classes)
-    for code, name in enumerate(plan.columns.classes):
-        before = class_metrics(cv.raw[:, code], rows.label == code, rows.weight)
-        meta["classes"][name] |= {"before_calibration": before, "folds": cv.folds[name]}
+    label = _joined([p.rows.label for p in parts])
+    weight = _joined([p.rows.weight for p in parts])
+    meta = all_metrics(_joined([cv.meta for cv in crossed]), label, weight, classes)
+    raw = _joined([cv.raw for cv in crossed])
+    for code, name in enumerate(classes):
+        folds = [
+            ({"part": number} if len(parts) > 1 else {}) | fold
+            for number, cv in enumerate(crossed)
+            for fold in cv.folds[name]
+        ]
+        before = class_metrics(raw[:, code], label == code, weight)
+        meta["classes"][name] |= {"before_calibration": before, "folds": folds}
     return document | {"scored": "out of fold, calibrators cross-fitted"} | meta
+
+
+def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """One array of all; the array itself when it is the only one."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

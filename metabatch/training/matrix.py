@@ -1,10 +1,17 @@
-"""The one quantised matrix of an instance, built by streaming; every class and fold trains on it."""
+"""The one quantised matrix of an instance, built by streaming; every class and fold trains on it.
+
+XGBoost passes over the batches several times: for the shape, for the bin of every cell, and in memory once more
+for its index by columns. The cuts come from the plan, so there is no pass for the quantile sketch; and where a pass
+looks at nothing but the shape, it is given blank rows instead of decoding the table again.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+import functools
+import logging
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +21,15 @@ import pyarrow as pa
 import xgboost as xgb
 
 from metabatch.data.batches import Piece, Reader, RowCount, as_numpy, as_text
+from metabatch.data.cuts import reference_rows
 from metabatch.data.preprocess import Preprocessor
-from metabatch.errors import BudgetError, InputError
+from metabatch.errors import InputError
 from metabatch.resources.usage import trim_memory
 from metabatch.rundir.manifests import Columns
-from metabatch.rundir.publish import attempt_folder, remove_dead_attempts
+from metabatch.rundir.scratch import page_folder
 
-_PAGES = "metabatch-pages-"
+log = logging.getLogger(__name__)
+type Batch = pa.Table | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -28,40 +37,53 @@ class Rows:
     """What is known of every matrix row besides its features, in matrix order.
 
     gene, label : int32, uint8, shape (n,): codes into `genes` and the classes.
-    weight : float32, shape (n,); ones when there is no weight column.
+    weight : float32, shape (n,); ones (that take no memory) when there is no weight column.
     genes : list of str, sorted.
+    batches : list of int; rows of each batch in which they were read.
     """
 
     gene: np.ndarray
     label: np.ndarray
     weight: np.ndarray
     genes: list[str]
+    batches: list[int]
 
     def __len__(self) -> int:
         return len(self.gene)
 
 
-def read_rows(pieces: Sequence[Piece], columns: Columns, count: RowCount) -> Rows:
-    """Read gene, label and weight of every row, in the order in which the matrix will have them."""
+def read_rows(
+    pieces: Sequence[Piece], genes: Sequence[str], columns: Columns, count: RowCount, batch_rows: int
+) -> Rows:
+    """Read gene, label and weight of every row, in the order in which the matrix will have them.
+
+    Parameters
+    ----------
+    genes : sequence of str
+        The genes in `pieces`, sorted.
+    """
     wanted = [columns.group, columns.label, *([columns.weight] if columns.weight else [])]
-    genes, labels, weights = [], [], []
-    for table in Reader(pieces, wanted, columns.group, count=count):
-        genes.append(pl.Series(pl.from_arrow(as_text(table.column(columns.group)))))
+    codes = pl.DataFrame({"g": list(genes)}).with_row_index("code")
+    found, labels, weights = [], [], []
+    for table in Reader(pieces, wanted, columns.group, batch_rows, count=count):
+        gene = pl.Series("g", pl.from_arrow(as_text(table.column(columns.group)))).to_frame()
+        here = gene.join(codes, on="g", how="left", maintain_order="left")["code"]
+        found.append(here.cast(pl.Int32).to_numpy())
         labels.append(label_codes(table, columns))
         if columns.weight:
             weights.append(as_numpy(table.column(columns.weight)).astype(np.float32))
-    if not genes:
+    if not found:
         raise InputError("none of the planned genes is in the data set")
-    gene = pl.concat(genes)
-    names = gene.unique().sort()
-    codes = gene.to_frame("g").join(
-        names.to_frame("g").with_row_index("code"), on="g", how="left", maintain_order="left"
-    )
+    gene_codes = np.concatenate(found)
+    present = np.unique(gene_codes)
+    if len(present) < len(genes):  # the caller compares the ledger with the plan
+        gene_codes = np.searchsorted(present, gene_codes).astype(np.int32)
     return Rows(
-        gene=codes["code"].cast(pl.Int32).to_numpy(),
+        gene=gene_codes,
         label=np.concatenate(labels),
-        weight=np.concatenate(weights) if weights else np.ones(len(gene), dtype=np.float32),
-        genes=names.to_list(),
+        weight=np.concatenate(weights) if weights else np.broadcast_to(np.float32(1), len(gene_codes)),
+        genes=[genes[i] for i in present],
+        batches=[len(part) for part in found],
     )
 
 
@@ -83,13 +105,26 @@ def label_codes(table: pa.Table, columns: Columns) -> np.ndarray:
     return codes.to_numpy()
 
 
-class _Batches(xgb.DataIter):
+class Batches(xgb.DataIter):
+    """Hands a batch at a time to XGBoost.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Features, as XGBoost is to know them.
+    make : callable
+        Starts a pass over the decoded batches.
+    blank : callable
+        Starts a pass over batches of the same shapes; used for the passes numbered in `shape_passes`.
+    """
+
     def __init__(
-        self, open_reader: Callable[[], Reader], prepare: Preprocessor, label: str, on_batch: Callable[[int], None],
-        cache_prefix: str | None,
+        self, names: Sequence[str], make: Callable[[], Iterator[Batch]], blank: Callable[[], Iterator[Batch]],
+        shape_passes: frozenset[int], cache_prefix: str | None = None,
     ) -> None:  # fmt: skip
-        self._open, self._prepare, self._label, self._on_batch = open_reader, prepare, label, on_batch
-        self._stream: Iterator[pa.Table] | None = None
+        self._names, self._make, self._blank, self._shape_passes = list(names), make, blank, shape_passes
+        self._stream: Iterator[Batch] | None = None
+        self._passes = 0
         if cache_prefix is None:
             super().__init__()
         else:
@@ -100,62 +135,119 @@ class _Batches(xgb.DataIter):
 
     def next(self, input_data: Callable[..., None]) -> bool:
         if self._stream is None:
-            self._stream = iter(self._open())
-        table = next(self._stream, None)
-        if table is None:
+            self._passes += 1
+            self._stream = self._blank() if self._passes in self._shape_passes else self._make()
+        batch = next(self._stream, None)
+        if batch is None:
             return False
-        batch = self._prepare.transform(table, where=self._label)
         # A label per row is required to be there; the real ones are set later for each class.
-        input_data(data=batch, label=np.zeros(batch.num_rows, dtype=np.float32))
-        self._on_batch(batch.num_rows)
+        input_data(data=batch, label=np.zeros(batch.shape[0], dtype=np.float32), feature_names=self._names)
         return True
+
+
+def blank_batches(sizes: Iterable[int], names: Sequence[str], *, missing: bool) -> Iterator[Batch]:
+    """Batches of the given rows, all cells 0, that take no memory; with `missing` the first cell of each is null."""
+    for rows in sizes:
+        if not missing:
+            yield np.zeros((rows, len(names)), dtype=np.uint8)  # the kernel gives pages to what is written only
+            continue
+        zeros = pa.array(np.zeros(rows, dtype=np.uint8))
+        gap = pa.array(np.zeros(rows, dtype=np.uint8), mask=np.arange(rows) == 0)
+        yield pa.Table.from_arrays([gap, *([zeros] * (len(names) - 1))], names=list(names))
+
+
+@functools.cache
+def shape_passes(*, external: bool, missing: bool) -> frozenset[int]:
+    """Numbers of the passes in which this XGBoost looks at shapes only; none where a trial says otherwise.
+
+    In memory: shape, bins, columns; the columns are copied from the bins when nothing is missing. External: shape,
+    then bins and columns at once.
+    """
+    claimed = frozenset({1, 3} if not external and not missing else {1})
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 9, (96, 4)).astype(np.float32)
+    if missing:
+        values[rng.random(values.shape) < 0.3] = np.nan
+    names = list("abcd")
+    parts = [
+        pa.Table.from_arrays([pa.array(np.ascontiguousarray(c), from_pandas=True) for c in part.T], names=names)
+        for part in np.array_split(values, 3)
+    ]
+    sizes = [t.num_rows for t in parts]
+    kind = xgb.ExtMemQuantileDMatrix if external else xgb.QuantileDMatrix
+    trees = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, passes in enumerate((frozenset[int](), claimed)):
+            prefix = str(Path(folder) / f"trial{number}") if external else None
+            batches = Batches(
+                names, lambda: iter(parts), lambda: blank_batches(sizes, names, missing=missing), passes, prefix
+            )
+            cuts = xgb.QuantileDMatrix(np.tile(np.arange(9, dtype=np.float32)[:, None], 4), nthread=1)
+            matrix = kind(batches, nthread=1, missing=np.nan, ref=cuts)
+            matrix.set_info(label=np.nansum(values, axis=1) > 12)
+            booster = xgb.train({"max_depth": 3, "nthread": 1, "tree_method": "hist"}, matrix, 4)
+            trees.append((booster.get_dump(with_stats=True), booster.predict(matrix).tobytes()))
+            del matrix, batches
+    if trees[0] == trees[1]:
+        return claimed
+    log.warning("xgboost %s reads its batches in another order than known: the matrix is built more slowly",
+                xgb.__version__)  # fmt: skip
+    return frozenset()
+
+
+def decoded_passes(*, external: bool, missing: bool) -> int:
+    """How often building a matrix reads the data."""
+    return (2 if external else 3) - len(shape_passes(external=external, missing=missing))
 
 
 @contextlib.contextmanager
 def build_matrix(
-    pieces: Sequence[Piece], prepare: Preprocessor, columns: Columns, *, max_bin: int, threads: int, where: str,
-    count: RowCount, on_batch: Callable[[int], None], scratch: Path | None = None, page_bytes: int = 0,
+    pieces: Sequence[Piece], prepare: Preprocessor, cuts: Sequence[np.ndarray], columns: Columns, sizes: Sequence[int],
+    *, missing: bool, max_bin: int, threads: int, where: str, count: RowCount, on_batch: Callable[[int], None],
+    batch_rows: int, page_bytes: int | None = None,
 ) -> Iterator[xgb.QuantileDMatrix | xgb.ExtMemQuantileDMatrix]:  # fmt: skip
-    """Build the matrix by streaming batches; with `scratch`, its pages lie on disk there and are removed after.
+    """Build the matrix by streaming batches.
 
     Parameters
     ----------
     pieces : sequence of Piece
         Row groups to read, in order.
+    cuts : sequence of ndarray
+        Smallest value of each bin, per feature.
+    sizes : sequence of int
+        Rows of each batch, as `read_rows` met them.
+    missing : bool
+        Whether the matrix has missing cells.
     where : str
         Named in errors.
     count : RowCount
-        Receives the rows read (several passes: sketch, then index).
+        Receives the rows read.
     on_batch : callable
-        Told the rows of each batch.
-    scratch : Path, optional
-        Folder for the page files of external memory; None keeps the matrix in memory.
-    page_bytes : int
-        Predicted size of the page files, checked against the free space first.
+        Told the rows of each batch decoded.
+    batch_rows : int
+        Larger row groups are read in pieces.
+    page_bytes : int, optional
+        External memory: predicted size of the page files, checked against the free space first. They lie in
+        node-local scratch and are removed after. None keeps the matrix in memory.
     """
     features = [f.name for f in prepare.features]
 
-    def open_reader() -> Reader:
-        return Reader(pieces, features, columns.group, count=count)
+    def batches() -> Iterator[Batch]:
+        for table in Reader(pieces, features, columns.group, batch_rows, count=count):
+            yield prepare.transform(table, where=where)
+            on_batch(table.num_rows)
+
+    def blank() -> Iterator[Batch]:
+        return blank_batches(sizes, prepare.matrix_names, missing=missing)
 
     with contextlib.ExitStack() as stack:
-        prefix = None
-        if scratch is not None:
-            prefix = str(_page_folder(scratch, page_bytes, stack) / "pages")
-        batches = _Batches(open_reader, prepare, where, on_batch, prefix)
-        kind = xgb.QuantileDMatrix if scratch is None else xgb.ExtMemQuantileDMatrix
-        matrix = kind(batches, max_bin=max_bin, nthread=threads, missing=np.nan)
+        external = page_bytes is not None
+        prefix = None if page_bytes is None else str(stack.enter_context(page_folder(page_bytes)) / "pages")
+        source = Batches(prepare.matrix_names, batches, blank, shape_passes(external=external, missing=missing), prefix)
+        reference = xgb.QuantileDMatrix(reference_rows(cuts), max_bin=max_bin, nthread=threads)
+        kind = xgb.ExtMemQuantileDMatrix if external else xgb.QuantileDMatrix
+        matrix = kind(source, max_bin=max_bin, nthread=threads, missing=np.nan, ref=reference)
+        del reference
         trim_memory()
         yield matrix
-        del matrix, batches
-
-
-def _page_folder(scratch: Path, page_bytes: int, stack: contextlib.ExitStack) -> Path:
-    remove_dead_attempts(scratch, _PAGES)  # before the space is looked at
-    free = shutil.disk_usage(scratch).free
-    if free < page_bytes:
-        raise BudgetError(
-            f"external memory needs about {page_bytes / 2**30:.1f} GB in {scratch}, {free / 2**30:.1f} GB are free",
-            next_step="point TMPDIR (or SLURM_TMPDIR) to a node-local disk with more space",
-        )
-    return stack.enter_context(attempt_folder(scratch, _PAGES))
+        del matrix, source

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -15,24 +16,32 @@ from metabatch.training.crossval import CrossValidation
 from metabatch.training.matrix import Rows
 
 
-def write_out_of_fold(
-    path: Path, pieces: Sequence[Piece], rows: Rows, cv: CrossValidation, plan: Plan, count: RowCount
-) -> None:
-    """Write oof.parquet, streaming the id and score columns of `pieces` beside the scores (see `out_of_fold_batch`)."""
-    columns = plan.columns
-    names = [columns.group, *columns.ids, *columns.scores.values()]
-    start, writer = 0, None
-    try:
+class OutOfFoldFile:
+    """oof.parquet, written a part of the genes after the other; no file without cross-validation."""
+
+    def __init__(self, path: Path, plan: Plan) -> None:
+        self._path, self._plan = path, plan
+        self._writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def add(self, pieces: Sequence[Piece], rows: Rows, cv: CrossValidation, count: RowCount) -> None:
+        """Stream the id and score columns of `pieces` beside the scores (see `out_of_fold_batch`)."""
+        columns = self._plan.columns
+        names = [columns.group, *columns.ids, *columns.scores.values()]
+        start = 0
         for table in Reader(pieces, names, columns.group, count=count):
             end = start + table.num_rows
-            part = out_of_fold_batch(table, rows, cv, plan, slice(start, end))
-            if writer is None:
-                writer = pq.ParquetWriter(path, part.schema, compression="zstd")
-            writer.write_table(part)
+            part = out_of_fold_batch(table, rows, cv, self._plan, slice(start, end))
+            if self._writer is None:
+                self._writer = pq.ParquetWriter(self._path, part.schema, compression="zstd")
+            self._writer.write_table(part)
             start = end
-    finally:
-        if writer is not None:
-            writer.close()
 
 
 def out_of_fold_batch(table: pa.Table, rows: Rows, cv: CrossValidation, plan: Plan, part: slice) -> pa.Table:

@@ -89,7 +89,9 @@ def test_resource_usage_has_kernel_figures_per_phase(outcome: tuple[Outcome, Pat
     _, run = outcome
     usage = json.loads((run / "instances" / "00" / "resource_usage.json").read_text())
     assert usage["peak_rss_bytes"] > 100 << 20
-    assert {p["name"] for p in usage["phases"]} == {"rows", "matrix", "cross-validation", "final-models", "write"}
+    assert {p["name"] for p in usage["phases"]} == {
+        "rows", "matrix", "cross-validation", "final-models", "calibration", "write", "metrics",
+    }  # fmt: skip
     rows = next(p for p in usage["phases"] if p["name"] == "rows")
     assert rows["rows_read"] >= rows["rows_asked"] > 0
     assert usage["peak_rss_bytes"] >= max(p["peak_rss_bytes"] for p in usage["phases"])

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from metabatch.errors import BudgetError
 from metabatch.options import Options
 from metabatch.planning.allocation import allocate, instance_count, smallest_covering_size
-from metabatch.planning.memory import MemoryLaw
+from metabatch.planning.duration import Speed
 from metabatch.planning.strategies import choose
+from metabatch.resources.law import MemoryLaw
 from metabatch.rundir.manifests import Budget, Columns
 
+SPEED = Speed(build_per_row=1e-5, tree_per_row=1e-6)
 COLUMNS = Columns(
     group="gene_id", label="splice_type", classes=("neither", "site"), scores={}, split=None, weight=None, ids=(),
     row_key=(), chrom=None, carried={},
@@ -38,8 +40,9 @@ def gene_table(rows: list[int]) -> pl.DataFrame:
 
 def law(per_gene_mb: float | None = None, cell: float = 2.25) -> MemoryLaw:
     return MemoryLaw(
-        cell_bytes=cell, fixed_bytes=10_000, build_bytes=2_000, row_bytes=100, features=20, stored_fraction=1.0,
-        max_depth=6, node_bytes=100, per_gene_bytes=None if per_gene_mb is None else per_gene_mb * 2**20,
+        cell_bytes=cell, fixed_bytes=10_000, fixed_anonymous_bytes=9_000, group_bytes=0, group_rows=100,
+        batch_row_bytes=20, row_bytes=100, scoring_row_bytes=0, features=20, stored_fraction=1.0, max_depth=6,
+        node_bytes=100, per_gene_bytes=None if per_gene_mb is None else per_gene_mb * 2**20,
     )  # fmt: skip
 
 
@@ -75,7 +78,7 @@ def test_any_budget_is_kept_with_full_coverage_or_refused(
     )  # fmt: skip
     the_law = law()
     try:
-        choice, _, alternatives = choose(genes, COLUMNS, options, the_law, Budget(bytes=budget, source="test"))
+        choice, _, alternatives = choose(genes, COLUMNS, options, the_law, Budget(bytes=budget, source="test"), SPEED)
     except BudgetError as error:
         refusal = error
     else:
@@ -138,7 +141,7 @@ def test_a_giant_gene_is_named_when_it_does_not_fit() -> None:
     genes = gene_table([100] * 50 + [17_629])
     options = Options(strategy="multi-instance", n_folds=2)
     with pytest.raises(BudgetError, match="gene G00050 alone has 17,629 rows"):
-        choose(genes, COLUMNS, options, law(), Budget(bytes=400_000, source="test"))
+        choose(genes, COLUMNS, options, law(), Budget(bytes=400_000, source="test"), SPEED)
 
 
 def test_split_groups_stay_in_one_instance() -> None:
@@ -155,5 +158,6 @@ def test_a_class_too_rare_for_every_instance_is_refused_with_the_reason() -> Non
     genes = gene_table([100] * 30).with_columns(n_1=pl.Series([5, 5] + [0] * 28))
     with pytest.raises(BudgetError, match="with class site"):
         choose(
-            genes, COLUMNS, Options(strategy="multi-instance", n_folds=2), law(), Budget(bytes=1 << 30, source="test")
-        )
+            genes, COLUMNS, Options(strategy="multi-instance", n_folds=2), law(), Budget(bytes=1 << 30, source="test"),
+            SPEED,
+        )  # fmt: skip

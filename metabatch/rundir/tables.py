@@ -1,0 +1,35 @@
+"""Reading the tables that `plan` wrote."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from metabatch.rundir.layout import RunDir
+from metabatch.rundir.manifests import FeatureSet, load
+
+
+def read_features(run: RunDir) -> FeatureSet:
+    return load(run.features, FeatureSet)
+
+
+def read_genes(run: RunDir) -> pl.DataFrame:
+    """genes.parquet: gene_id, rows, n_<class>…, weight, split_group?, chrom, split (train | holdout)."""
+    return pl.read_parquet(run.genes)
+
+
+def read_segments(run: RunDir) -> pl.DataFrame:
+    """segments.parquet: gene_id, shard (index into plan.dataset.shards), row_group, rows.
+
+    Of every gene in the row groups that hold a gene of the plan.
+    """
+    return pl.read_parquet(run.segments)
+
+
+def instance_genes(run: RunDir, index: int) -> list[str]:
+    """The genes an instance trains on, core and overlap, sorted."""
+    return pl.read_parquet(run.assignments).filter(pl.col("instance") == index)["gene_id"].sort().to_list()
+
+
+def read_cuts(run: RunDir) -> pl.DataFrame:
+    """cuts.parquet: feature, values (the smallest value of each of its bins), in matrix order."""
+    return pl.read_parquet(run.cuts)

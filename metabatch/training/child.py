@@ -1,0 +1,64 @@
+"""The process in which an instance is trained; started by `metabatch.training.instance`, never by hand.
+
+Its only argument is a `Job`; what it writes to stdout is a `Report`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+
+import msgspec
+
+from metabatch.errors import MetabatchError
+from metabatch.resources.process import follow_parent
+from metabatch.training.job import Job, Report
+
+_LONGEST = 8_000  # what a pipe holds is plenty; a message that lists ten thousand genes is cut
+
+
+def main() -> int:
+    job = msgspec.json.decode(sys.argv[1], type=Job)
+    follow_parent(job.parent)
+    logging.basicConfig(
+        level=job.log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
+    report = attempt_report(job)
+    sys.stdout.write(msgspec.json.encode(report).decode())
+    sys.stdout.flush()
+    return report.exit_code
+
+
+def attempt_report(job: Job) -> Report:
+    """Do the work and say how it went; only a bug leaves a traceback (on stderr)."""
+    try:
+        from metabatch.training.attempt import attempt
+
+        return attempt(job)
+    except MetabatchError as error:
+        outcome = "interrupted" if error.exit_code == 75 else "failed"
+        return Report(
+            outcome=outcome, exit_code=error.exit_code, message=error.found[:_LONGEST], expected=error.expected,
+            where=error.where, next_step=error.next_step,
+        )  # fmt: skip
+    except MemoryError as error:
+        return Report(outcome="out-of-memory", exit_code=4, message=f"the allocator refused: {error}"[:_LONGEST])
+    except OSError as error:
+        where = None if error.filename is None else str(error.filename)
+        return Report(outcome="failed", exit_code=3, message=str(error)[:_LONGEST], where=where, errno=error.errno)
+    except Exception as error:
+        if _is_allocation(error):
+            return Report(outcome="out-of-memory", exit_code=4, message=str(error).splitlines()[0][:_LONGEST])
+        traceback.print_exc()
+        return Report(outcome="failed", exit_code=70, message=f"{type(error).__name__}: {error}"[:_LONGEST])
+
+
+def _is_allocation(error: Exception) -> bool:
+    """XGBoost's own errors are all of one type: what it could not allocate stands in the text."""
+    text = str(error).lower()
+    return type(error).__name__ == "XGBoostError" and ("bad_alloc" in text or "cannot allocate" in text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""The rungs by which an instance is trained: each needs less memory than the one before.
+
+The first three give the same models bit for bit. Only when none of them fits are the genes of the instance trained in
+parts, smaller by 0.7 each time, and the mean of the parts then speaks for the instance: that is a change of quality,
+and is said wherever the instance is reported.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from metabatch.resources.law import WHOLE_GROUP_ROWS, MemoryLaw
+from metabatch.rundir.manifests import Plan, PlannedInstance
+
+SMALL_BATCH_ROWS = 4_096
+# The notes' rule: genes x 0.7 a try, three tries, not below 200 genes.
+SHRINK, TRIES, FEWEST_GENES = 0.7, 3, 200
+
+
+class Rung(msgspec.Struct, frozen=True):
+    """How to train. `batch_rows`: rows decoded at once; `parts`: the genes are trained in so many parts."""
+
+    name: str
+    external: bool
+    batch_rows: int
+    parts: int = 1
+
+
+def rungs(plan: Plan, planned: PlannedInstance) -> list[Rung]:
+    """From the planned way of training down to the cheapest."""
+    found = [
+        Rung("external", external=True, batch_rows=WHOLE_GROUP_ROWS),
+        Rung("external, small batches", external=True, batch_rows=SMALL_BATCH_ROWS),
+    ]
+    if plan.strategy != "external":
+        found.insert(0, Rung("in-memory", external=False, batch_rows=WHOLE_GROUP_ROWS))
+    genes = planned.genes
+    for _ in range(TRIES):
+        parts = math.ceil(planned.genes / max(1, math.floor(genes * SHRINK)))
+        genes = planned.genes // parts
+        if genes < FEWEST_GENES:
+            break
+        found.append(Rung(f"external, {parts} parts", external=True,
+                          batch_rows=SMALL_BATCH_ROWS, parts=parts))  # fmt: skip
+    return found
+
+
+def predicted_peak(law: MemoryLaw, rung: Rung, planned: PlannedInstance) -> int:
+    """What the law says of a rung, bytes."""
+    if rung.external:
+        return law.external(planned.rows, rung.batch_rows, rung.parts)
+    return law.in_memory(planned.rows, planned.genes)

@@ -1,0 +1,94 @@
+"""What `plan` says of memory: tried on the data's own rows, learned from earlier runs, and said where it comes from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from tests.conftest import DEMO, QUICK, plan_of, small_table, start, succeed, write_table
+
+
+def test_the_law_is_tried_on_rows_of_the_data_and_the_alternatives_say_what_they_cost(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    rows = 24_000
+    label = np.tile([0] * 34 + [1] * 3 + [2] * 3, rows // 40)
+    columns = {f"x{i:03d}": rng.integers(0, 90, rows, dtype=np.uint8) for i in range(500)}
+    names = np.array(["neither", "donor", "acceptor"])[label]
+    frame = pl.DataFrame(
+        {"gene_id": np.repeat([f"G{i:03d}" for i in range(60)], rows // 60), "splice_type": names, **columns}
+    )
+    run = tmp_path / "run"
+    said = succeed("plan", *QUICK, write_table(tmp_path / "data", frame, row_group=4_096), run)
+    plan = plan_of(run)
+    probe, law = plan["probe"], plan["memory_law"]
+    assert probe["rows"][0] < probe["rows"][1]
+    assert probe["matrix_bytes"][0] < probe["matrix_bytes"][1]
+    assert 0 < probe["tree_seconds"][1] < 60
+    assert probe["resident_bytes"] <= law["fixed_bytes"] < probe["resident_bytes"] + (32 << 20)
+    assert law["fixed_anonymous_bytes"] < law["fixed_bytes"]
+    assert law["cell_bytes"] == pytest.approx(2.125, rel=0.1)
+    by_name = {a["strategy"]: a for a in plan["alternatives"]}
+    assert by_name["external"]["page_cache_bytes"] > plan["dataset"]["positions"] * law["features"]
+    assert by_name["single"]["page_cache_bytes"] == 0
+    assert by_name["external"]["relative_time"] > by_name["single"]["relative_time"] == 1.0
+    assert plan_of_demo_needs_no_trial(tmp_path)
+    assert "page cache" in said.out
+    assert "memory probe" in said.err
+
+
+def plan_of_demo_needs_no_trial(tmp_path: Path) -> bool:
+    """Its matrix is smaller than the libraries vary."""
+    succeed("plan", "--quiet", *QUICK, DEMO, tmp_path / "demo")
+    return plan_of(tmp_path / "demo")["probe"] is None
+
+
+def test_training_says_which_limit_counts(trained: Path) -> None:
+    said = start("train-instance", "--force", trained, "0", env={"SLURM_MEM_PER_NODE": "3000"})
+    assert said.code == 0, said.err
+    assert "SLURM_MEM_PER_NODE=3000" in said.err
+    usage = json.loads((trained / "instances/00/resource_usage.json").read_text())
+    assert usage["limit_bytes"] == 3000 << 20
+    assert usage["measured_peak_bytes"] == usage["peak_rss_bytes"] >= usage["peak_anonymous_bytes"] > 50 << 20
+
+
+def test_a_plan_learns_from_the_peaks_of_an_earlier_run(trained: Path, tmp_path: Path) -> None:
+    usage = json.loads((trained / "instances/00/resource_usage.json").read_text())
+    words = ("--holdout-fraction", "0.3", *QUICK, "--learn-from", trained, DEMO, tmp_path / "run")
+    succeed("plan", "--quiet", *words)
+    old, new = plan_of(trained), plan_of(tmp_path / "run")
+    assert new["fingerprint"] == old["fingerprint"]
+    fixed = old["memory_law"]["fixed_bytes"]
+    grown = max(0, usage["measured_peak_bytes"] - fixed)
+    predicted = new["instances"][0]["predicted_peak_bytes"] - new["memory_law"]["fixed_bytes"]
+    assert predicted == pytest.approx(grown, rel=0.2, abs=2 << 20)
+    assert "already" in succeed("plan", *words).out + succeed("plan", *words).err
+
+
+def test_learning_from_another_run_is_refused_with_the_reason(trained: Path, tmp_path: Path) -> None:
+    data = write_table(tmp_path / "data", small_table())
+    other = start("plan", "--learn-from", trained, data, tmp_path / "a")
+    assert other.code == 3
+    assert "other data" in other.err
+    depth = start("plan", "--max-depth", "3", "--learn-from", trained, DEMO, tmp_path / "b")
+    assert depth.code == 3
+    assert "max_depth" in depth.err
+    succeed("plan", "--quiet", *QUICK, DEMO, tmp_path / "untrained")
+    none = start("plan", *QUICK, "--learn-from", tmp_path / "untrained", DEMO, tmp_path / "c")
+    assert none.code == 3
+    assert "no instance of that run is done" in none.err
+    both = start("plan", "--memory-per-gene-mb", "8", "--learn-from", trained, DEMO, tmp_path / "d")
+    assert both.code == 2
+    assert not any((tmp_path / name).exists() for name in "abcd")
+
+
+def test_a_row_group_larger_than_the_budget_is_split_while_reading(tmp_path: Path) -> None:
+    frame = small_table(genes=40, rows=1000)
+    frame = frame.with_columns(*(pl.col("signal").alias(f"copy{i}") * (i + 1) for i in range(60)))
+    data, run = write_table(tmp_path / "data", frame, shards=1, row_group=100_000), tmp_path / "run"
+    succeed("plan", "--quiet", "--n-folds", "2", "--n-estimators", "4", data, run)
+    succeed("train-instance", "--quiet", run, "0")
+    assert plan_of(run)["memory_law"]["group_rows"] == 32_768
