@@ -14,6 +14,7 @@ import msgspec
 from metabatch.errors import UsageError
 
 Strategy = Literal["auto", "single", "external", "multi-instance"]
+MissingValues = Literal["auto", "native"]
 Profile = Literal["default", "auto", "low", "standard", "high"]
 CalibrationMethod = Literal["platt", "isotonic", "none"]
 
@@ -51,6 +52,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     holdout_chrom: tuple[str, ...] = ()
     profile: Profile = "default"
     learn_from: str | None = None
+    missing_policy: MissingValues = "auto"
     seed: int = 42
     # training
     n_estimators: int = 800

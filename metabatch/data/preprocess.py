@@ -1,8 +1,9 @@
 """The one preprocessing object: raw batch -> matrix batch, the same in training and inference.
 
 Stored as the ordered feature list of the plan and the bundle. What it does per feature: bring to the
-planned type, fill an absent k-mer with 0 (its count) and any other absent feature with missing, and for
-``zero-as-missing`` features mark zeros as missing in the validity bitmap, without copying the values.
+planned type, fill an absent k-mer with 0 (its count) and any other absent feature with missing, for
+``zero-as-missing`` features mark zeros as missing in the validity bitmap, without copying the values, and for
+``sentinel`` features write the sentinel into missing cells.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def _encode(column: pa.ChunkedArray, feature: Feature, where: str) -> pa.Array:
         return _as_it_is(column)  # counts without gaps, most columns of a table: nothing to do
     valid: np.ndarray | None = None
     if pa.types.is_null(column.type):  # all missing in this shard
-        return _array(np.zeros(len(column), dtype=feature.dtype), np.zeros(len(column), dtype=bool), feature)
+        return _missing(feature, len(column))
     if column.null_count:
         valid = as_numpy(pc.is_valid(column))
         column = pc.fill_null(column, pa.scalar(0).cast(column.type))
@@ -128,6 +129,9 @@ def _encode(column: pa.ChunkedArray, feature: Feature, where: str) -> pa.Array:
     if feature.missing == "zero-as-missing":
         nonzero = values != 0
         valid = nonzero if valid is None else valid & nonzero
+    if feature.sentinel is not None:
+        gone = np.isnan(values) if valid is None else np.isnan(values) | ~valid
+        values, valid = np.where(gone, np.float32(feature.sentinel), values), None
     return _array(np.ascontiguousarray(values), valid, feature)
 
 
@@ -153,9 +157,16 @@ def _convert(values: np.ndarray, feature: Feature, where: str) -> np.ndarray:
 
 
 def _absent(feature: Feature, rows: int) -> pa.Array:
-    values = np.zeros(rows, dtype=feature.dtype)
-    missing = feature.if_absent == "null" or feature.missing == "zero-as-missing"
-    return _array(values, np.zeros(rows, dtype=bool) if missing else None, feature)
+    if feature.if_absent == "null" or feature.missing == "zero-as-missing":
+        return _missing(feature, rows)
+    return _array(np.zeros(rows, dtype=feature.dtype), None, feature)
+
+
+def _missing(feature: Feature, rows: int) -> pa.Array:
+    """Missing cells only."""
+    if feature.sentinel is not None:
+        return _array(np.full(rows, feature.sentinel, dtype=np.float32), None, feature)
+    return _array(np.zeros(rows, dtype=feature.dtype), np.zeros(rows, dtype=bool), feature)
 
 
 def _arrow_type(feature: Feature) -> pa.DataType:

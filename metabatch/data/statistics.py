@@ -17,17 +17,12 @@ import pyarrow.compute as pc
 
 from metabatch.data.batches import Piece, Reader, RowCount, as_numpy, as_text
 from metabatch.data.cuts import sketch_cuts
-from metabatch.data.layout import cell_bytes
+from metabatch.data.missing import Seen, choose_policies
 from metabatch.data.roles import Candidate
 from metabatch.errors import InputError
 from metabatch.resources.progress import Progress
-from metabatch.rundir.manifests import ExcludedColumn, Feature, FeatureSet
+from metabatch.rundir.manifests import ExcludedColumn, Feature, FeatureSet, MissingPolicy
 
-# A feature may take zero-as-missing when at least this part of it is zero.
-_SPARSE_FEATURE = 0.5
-# The matrix takes it when it is cheaper, or when half of all cells drop out (several times faster trees) at
-# no more than twice the bytes.
-_SPARSE_MATRIX, _PRICE_OF_SPEED = 0.5, 2.0
 # Integers within a span of this many values are counted exactly.
 _MOST_VALUES = 4096
 # The sample for all other features: cells in all, and most rows (the rank of a cut is then known to 0.1 %).
@@ -71,6 +66,7 @@ class _Tally:
 def measure_features(
     pieces: Sequence[Piece], rows: int, candidates: Sequence[Candidate], excluded: Sequence[ExcludedColumn],
     group_column: str, training: Collection[str], count: RowCount, max_bin: int, threads: int,
+    *, native: bool,
 ) -> tuple[FeatureSet, list[np.ndarray]]:  # fmt: skip
     """Look at every cell of the candidates in `pieces`; decide the preprocessing and the cuts of each feature.
 
@@ -82,6 +78,8 @@ def measure_features(
         Genes that are not held out: only they give the sample from which features of many values are cut.
     count : RowCount
         Receives the rows read and asked for.
+    native : bool
+        Leave missing cells and zeros as they are (see `metabatch.data.missing`).
 
     Returns
     -------
@@ -109,7 +107,7 @@ def measure_features(
                 _sample(table.take(picked), sampled, group_column, genes, tallies)
                 total += table.num_rows
                 progress.advance(table.num_rows)
-    return _decide(candidates, excluded, tallies, total, max_bin, threads)
+    return _decide(candidates, excluded, tallies, total, max_bin, threads, native=native)
 
 
 def _look(column: pa.ChunkedArray, tally: _Tally, name: str, file: Path) -> None:
@@ -163,9 +161,9 @@ def _sample(
 
 def _decide(
     candidates: Sequence[Candidate], excluded: Sequence[ExcludedColumn], tallies: dict[str, _Tally], total: int,
-    max_bin: int, threads: int,
+    max_bin: int, threads: int, *, native: bool,
 ) -> tuple[FeatureSet, list[np.ndarray]]:  # fmt: skip
-    kept, gone, notes = [], list(excluded), []
+    kept, gone, notes = [], list(excluded), list[str]()
     for c in candidates:
         t = tallies[c.name]
         if c.group == "kmer":
@@ -181,33 +179,33 @@ def _decide(
     if not kept:
         raise InputError("every feature column is constant or empty", expected="at least one feature that varies")
     most = max(_values_at_most(tallies[c.name], max_bin) for c in kept)
-    sparse = _choose_zero_as_missing(kept, tallies, total, most)
+    chosen = choose_policies([_seen(tallies[c.name], total) for c in kept], most, native=native)
+    notes.extend(chosen.notes)
     absent = [c for c in kept if c.absent_from]
     if absent:
         notes.append(
             f"{len(absent)} feature(s) are absent from some shards: k-mers count as 0, others as missing "
             f"({', '.join(c.name for c in absent[:8])}{', …' if len(absent) > 8 else ''})"
         )
-    if sparse:
-        notes.append(f"{len(sparse)} feature(s) are mostly 0: zeros are stored as missing (less memory, faster)")
-    densities = _densities(kept, tallies, total, sparse)
-    cuts = _cuts(kept, tallies, sparse, max_bin, threads)
+    policies = list(zip(kept, chosen.policies, chosen.sentinels, strict=True))
+    cuts = _cuts(policies, tallies, max_bin, threads)
     features = tuple(
         Feature(
             name=c.name,
-            dtype=c.dtype,
-            missing="zero-as-missing" if c.name in sparse else "native",
+            dtype="float32" if policy == "sentinel" else c.dtype,
+            missing=policy,
             if_absent="zero" if c.group == "kmer" else "null",
             group=c.group,
+            sentinel=sentinel,
         )
-        for c in kept
+        for c, policy, sentinel in policies
     )
     return FeatureSet(
         features=features,
         excluded=tuple(sorted(gone, key=lambda e: e.name)),
-        densities=densities,
+        densities=chosen.densities,
         bins=tuple(len(c) for c in cuts),
-        has_missing=min(densities) < 1,
+        has_missing=min(chosen.densities) < 1,
         notes=tuple(notes),
     ), cuts
 
@@ -217,51 +215,31 @@ def _values_at_most(tally: _Tally, max_bin: int) -> int:
     return max_bin if values is None else min(max_bin, len(values) + 1)
 
 
+def _seen(tally: _Tally, total: int) -> Seen:
+    return Seen(tally.missing / total, tally.zeros / total, tally.low)
+
+
 def _cuts(
-    kept: Sequence[Candidate], tallies: dict[str, _Tally], zero_as_missing: set[str], max_bin: int, threads: int
-) -> list[np.ndarray]:
-    """A bin for every value of integers that have no more than `max_bin`; the others by sketch."""
+    kept: Sequence[tuple[Candidate, MissingPolicy, float | None]], tallies: dict[str, _Tally], max_bin: int,
+    threads: int,
+) -> list[np.ndarray]:  # fmt: skip
+    """A bin for every value of integers that have no more than `max_bin`; the others by sketch; one for a sentinel."""
     cuts: dict[str, np.ndarray] = {}
-    samples: dict[str, np.ndarray] = {}
-    for c in kept:
+    samples: dict[int, dict[str, np.ndarray]] = {}
+    for c, policy, sentinel in kept:
         tally = tallies[c.name]
-        values = tally.values()
-        if values is not None and len(values) < max_bin:
+        values, room = tally.values(), max_bin - (sentinel is not None)
+        if values is not None and len(values) < room:
             zero = [0] if tally.zeros else []  # also where a shard lacks the k-mer
             place, found = cuts, np.union1d(values, zero).astype(np.float32)
         else:
             # Values in held-out genes only, or too rare for the sample: the ends of the range still give a bin.
-            place, found = samples, np.concatenate([*tally.sample, np.array([tally.low, tally.high], np.float32)])
-        if c.name in zero_as_missing:
-            found = found[found != 0]
-        place[c.name] = found
-    cuts |= dict(zip(samples, sketch_cuts(list(samples.values()), max_bin, threads), strict=True))
-    return [cuts[c.name] for c in kept]
-
-
-def _choose_zero_as_missing(kept: Sequence[Candidate], tallies: dict[str, _Tally], total: int, bins: int) -> set[str]:
-    """The non-negative, mostly zero features whose zeros are better left out of the matrix; possibly none.
-
-    A tree loses nothing by it: zero is the end of their range, and a split sends missing values either way.
-    """
-    mostly_zero = {
-        c.name
-        for c in kept
-        if (t := tallies[c.name]).low >= 0 and t.missing == 0 and t.zeros >= _SPARSE_FEATURE * total
-    }
-    plain = _densities(kept, tallies, total, set())
-    sparse = _densities(kept, tallies, total, mostly_zero)
-    cost_plain = cell_bytes(plain, has_missing=min(plain) < 1, most_bins=bins)
-    cost_sparse = cell_bytes(sparse, has_missing=min(sparse) < 1, most_bins=bins)
-    faster = sum(sparse) <= (1 - _SPARSE_MATRIX) * len(kept)
-    if cost_sparse < cost_plain or (faster and cost_sparse <= _PRICE_OF_SPEED * cost_plain):
-        return mostly_zero
-    return set()
-
-
-def _densities(
-    kept: Sequence[Candidate], tallies: dict[str, _Tally], total: int, zero_as_missing: set[str]
-) -> tuple[float, ...]:
-    """The part of each feature's cells that the matrix would store."""
-    gaps = (tallies[c.name].missing + (tallies[c.name].zeros if c.name in zero_as_missing else 0) for c in kept)
-    return tuple(1 - gap / total for gap in gaps)
+            found = np.concatenate([*tally.sample, np.array([tally.low, tally.high], np.float32)])
+            place = samples.setdefault(room, {})
+        place[c.name] = found[found != 0] if policy == "zero-as-missing" else found
+    for room, of_name in samples.items():
+        cuts |= dict(zip(of_name, sketch_cuts(list(of_name.values()), room, threads), strict=True))
+    return [
+        cuts[c.name] if sentinel is None else np.concatenate([np.array([sentinel], np.float32), cuts[c.name]])
+        for c, _, sentinel in kept
+    ]

@@ -104,7 +104,7 @@ def make_plan(
     pieces = pieces_for(index.segments, genes["gene_id"].to_list(), files)
     features, cuts = measure_features(
         pieces, int(genes["rows"].sum()), candidates, excluded, columns.group, training["gene_id"].to_list(), count,
-        options.max_bin, options.threads or cpu_count(),
+        options.max_bin, options.threads or cpu_count(), native=options.missing_policy == "native",
     )  # fmt: skip
     log.info("feature scan: %s rows read for %s asked", f"{count.read:,}", f"{count.asked:,}")
     warnings = [*index.warnings, *features.notes, *problems]

@@ -13,7 +13,7 @@ from metabatch.resources.law import MemoryLaw
 from metabatch.rundir.layout import FORMAT_VERSION
 from metabatch.rundir.publish import write_bytes
 
-MissingPolicy = Literal["native", "zero-as-missing"]
+MissingPolicy = Literal["native", "zero-as-missing", "sentinel"]
 AbsentPolicy = Literal["zero", "null"]
 CarriedType = Literal["int64", "uint64", "double", "string"]
 
@@ -44,13 +44,17 @@ class Dataset(_Manifest, frozen=True, kw_only=True):
 
 
 class Feature(_Manifest, frozen=True, kw_only=True):
-    """One column of the matrix: how it is typed, filled and encoded, in training and inference alike."""
+    """One column of the matrix: how it is typed, filled and encoded, in training and inference alike.
+
+    sentinel : the value that missing cells get, with that policy.
+    """
 
     name: str
     dtype: Literal["uint8", "int8", "uint16", "int16", "uint32", "int32", "float32"]
     missing: MissingPolicy
     if_absent: AbsentPolicy
     group: Literal["score", "kmer", "context"]
+    sentinel: float | None = None
 
 
 class ExcludedColumn(_Manifest, frozen=True, kw_only=True):

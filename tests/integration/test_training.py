@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import xgboost as xgb
 
+import metabatch
 from metabatch.data.batches import RowCount
 from metabatch.data.cuts import cuts_of
 from metabatch.data.index import pieces_for
@@ -212,6 +213,34 @@ def test_sparse_counts_are_stored_as_missing_in_training_and_prediction(tmp_path
     both = scored.join(predicted, on=["gene_id", "position"], suffix="_predict")
     assert both.height == scored.height
     assert (both["donor_meta"] == both["donor_meta_predict"]).all()
+
+
+def test_missing_cells_get_a_bin_of_their_own_that_trees_can_tell_apart(tmp_path: Path) -> None:
+    """The only feature that tells the donors apart is missing there, and hardly anywhere else."""
+    frame = small_table(genes=40)
+    rng = np.random.default_rng(8)
+    noise = {name: rng.normal(size=frame.height) for name in ("gap", "signal")}
+    frame = frame.with_columns(pl.Series(name, values) for name, values in noise.items())
+    donor = pl.col("splice_type") == "donor"
+    frame = frame.with_columns(gap=pl.when(donor | (pl.col("position") % 50 == 0)).then(None).otherwise(pl.col("gap")))
+    data = write_table(tmp_path / "data", frame)
+    cells, ap = {}, {}
+    for policy in ("auto", "native"):
+        run = tmp_path / policy
+        succeed("run-all", "--quiet", "--n-folds", "2", "--n-estimators", "20", "--holdout-fraction", "0",
+                "--exclude-features", "donor_score,acceptor_score", "--missing-policy", policy, data, run)  # fmt: skip
+        (gap,) = [f for f in json.loads((run / "features.json").read_text())["features"] if f["name"] == "gap"]
+        assert gap["missing"] == {"auto": "sentinel", "native": "native"}[policy]
+        cells[policy] = plan_of(run)["memory_law"]["cell_bytes"]
+        metrics = json.loads((run / "instances/00/metrics.json").read_text())
+        ap[policy] = metrics["classes"]["donor"]["before_calibration"]["ap"]
+    assert cells["auto"] < cells["native"] / 2
+    assert ap["auto"] == pytest.approx(ap["native"], abs=0.02)
+    assert min(ap.values()) > 0.5 > frame.select(donor.mean()).item() * 3
+    # The model carries the policy: the same rows with the gaps filled are other rows.
+    model = metabatch.load(tmp_path / "auto")
+    filled = model.predict_proba(frame.with_columns(pl.col("gap").fill_null(0.0)))
+    assert model.predict_proba(frame)[:, 1].mean() > 2 * filled[:, 1].mean()
 
 
 @pytest.mark.parametrize("classes", ["late,early", "none,low,high,extreme"])

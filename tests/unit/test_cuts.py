@@ -60,7 +60,9 @@ def test_counts_get_a_bin_a_value_and_only_training_genes_give_the_sample(tmp_pa
     frame.write_parquet(file, row_group_size=700)
     dtypes = {"count": "uint8", "wide": "int32", "score": "float32"}
     candidates = [Candidate(k, v, "context", ()) for k, v in dtypes.items()]  # type: ignore[arg-type]
-    features, cuts = measure_features(whole_files([file]), n, candidates, [], "gene_id", ["T"], RowCount(), 16, 1)
+    features, cuts = measure_features(
+        whole_files([file]), n, candidates, [], "gene_id", ["T"], RowCount(), 16, 1, native=False
+    )
     by_name = dict(zip([f.name for f in features.features], cuts, strict=True))
     assert by_name["count"].tolist() == [0, 3, 200]
     assert len(by_name["wide"]) == 16

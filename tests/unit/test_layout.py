@@ -37,7 +37,9 @@ def measured(tmp_path: Path, columns: dict[str, np.ndarray]) -> FeatureSet:
     candidates = [
         Candidate(k, "float32" if v.dtype.kind == "f" else "uint8", "context", ()) for k, v in columns.items()
     ]
-    return measure_features(whole_files([file]), n, candidates, [], "gene_id", ["A"], RowCount(), 256, 1)[0]
+    return measure_features(whole_files([file]), n, candidates, [], "gene_id", ["A"], RowCount(), 256, 1, native=False)[
+        0
+    ]
 
 
 def test_zeros_are_left_out_where_the_matrix_gains_and_only_of_mostly_zero_features(tmp_path: Path) -> None:
