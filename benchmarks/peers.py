@@ -1,7 +1,7 @@
 """The same genes, folds and trees by others: peak memory, time and out-of-fold AP beside metabatch's.
 
     uv pip install lightgbm pandas
-    PYTHONPATH=. python benchmarks/peers.py [--genes 1000] [--features 1167] [--trees 10] [--peers usual,lightgbm,hgb]
+    PYTHONPATH=. python benchmarks/compare.py --sections peers [--trees 10] [--repeat 3]
 
 Every peer runs in a process of its own and fits five folds and a final model for each of three classes, as an
 instance does, with the same folds, depth, learning rate and number of trees; no early stopping on any side. "usual" is
@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import statistics
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
-from reference_table import make_table
+from runs import make_plan, train
 
-ROOT = Path(__file__).resolve().parents[1]
+PEERS = ("usual", "lightgbm", "hgb")
 CLASSES = ("neither", "donor", "acceptor")
 DEPTH, RATE, THREADS = 6, 0.1, 2
 
@@ -33,14 +34,14 @@ def peak_rss() -> int:
     return next(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("VmHWM:"))
 
 
-def usual_table(data: Path, folds: Path) -> tuple[object, np.ndarray, np.ndarray]:
+def usual_table(data: Path, folds: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The table as people load it: one pandas frame, features as one float64 array."""
     frame = pl.read_parquet(data / "*.parquet").join(pl.read_parquet(folds), on="gene_id").to_pandas()
     names = [c for c in frame.columns if c not in ("gene_id", "chrom", "position", "splice_type", "fold")]
     return frame[names].to_numpy(dtype=np.float64), frame["splice_type"].to_numpy(), frame["fold"].to_numpy()
 
 
-def estimator(peer: str, trees: int) -> object:
+def estimator(peer: str, trees: int) -> Any:
     if peer == "usual":
         from xgboost import XGBClassifier
 
@@ -58,88 +59,86 @@ def estimator(peer: str, trees: int) -> object:
                                           early_stopping=False)  # fmt: skip
 
 
-def run_peer(peer: str, data: Path, folds: Path, trees: int) -> dict[str, object]:
+def run_peer(peer: str, data: Path, folds: Path, trees: int) -> dict[str, Any]:
     """Fit everything in this process; seconds by step, peak memory, AP per class."""
     from sklearn.metrics import average_precision_score
 
     start = time.perf_counter()
     features, label, fold = usual_table(data, folds)
     loaded = time.perf_counter()
-    fits, ap = 0, {}
+    ap, fitting, scoring = {}, 0.0, 0.0
     for name in CLASSES:
         positive, scores = label == name, np.full(len(label), np.nan)
         for number in [*np.unique(fold), None]:
+            begin = time.perf_counter()
             kept = np.ones(len(fold), bool) if number is None else fold != number
-            model = estimator(peer, trees).fit(features[kept], positive[kept])  # type: ignore[attr-defined]
-            fits += 1
+            model = estimator(peer, trees).fit(features[kept], positive[kept])
+            fitted = time.perf_counter()
+            fitting += fitted - begin
             if number is not None:
                 scores[~kept] = model.predict_proba(features[~kept])[:, 1]
+            scoring += time.perf_counter() - fitted
             del model
         ap[name] = float(average_precision_score(positive, scores))
-    done = time.perf_counter()
-    return {"peer": peer, "peak": peak_rss(), "seconds": done - start, "load": loaded - start, "fits": fits, "ap": ap}
+    steps = {"load": loaded - start, "fit (with its own binning each time)": fitting, "score": scoring}
+    return {"peer": peer, "peak": peak_rss(), "seconds": time.perf_counter() - start, "ap": ap, "steps": steps}
 
 
-def run_metabatch(data: Path, place: Path, trees: int, strategy: str) -> dict[str, object]:
+def run_metabatch(data: Path, run: Path, trees: int, strategy: str) -> dict[str, Any]:
     """Plan and train one instance; the time is that of both."""
-    env = os.environ | {"METABATCH_PYTHON": sys.executable, "TMPDIR": str(place)}
-    run = place / f"run-{strategy}"
-    words = ["--strategy", strategy, "--holdout-fraction", "0", "--n-estimators", str(trees), "--n-folds", "5",
-             "--early-stopping-patience", "0", "--learning-rate", str(RATE), "--threads", str(THREADS)]  # fmt: skip
     start = time.perf_counter()
-    for command in (["plan", "--quiet", *words, str(data), str(run)], ["train-instance", "--quiet", str(run), "0"]):
-        subprocess.run([ROOT / "bin" / command[0], *command[1:]], env=env, check=True, stdout=subprocess.DEVNULL)
-    seconds = time.perf_counter() - start
-    usage = json.loads((run / "instances/00/resource_usage.json").read_text())
+    make_plan(data, run, "--strategy", strategy, "--n-estimators", str(trees), "--n-folds", "5", "--threads",
+              str(THREADS), "--learning-rate", str(RATE), "--max-depth", str(DEPTH))  # fmt: skip
+    planned = time.perf_counter()
+    done = train(run)
     metrics = json.loads((run / "instances/00/metrics.json").read_text())["classes"]
-    steps = {p["name"]: p["seconds"] for p in usage["phases"]}
-    ap = {c: metrics[c]["before_calibration"]["ap"] for c in CLASSES}
-    return {"peer": f"metabatch, {strategy}", "peak": usage["measured_peak_bytes"], "seconds": seconds, "fits": 18,
-            "ap": ap, "steps": steps, "oof": str(run / "instances/00/oof.parquet")}  # fmt: skip
+    return {
+        "peer": f"metabatch, {strategy}", "peak": done.usage["measured_peak_bytes"],
+        "seconds": time.perf_counter() - start, "ap": {c: metrics[c]["before_calibration"]["ap"] for c in CLASSES},
+        "steps": {"plan": planned - start} | {p["name"]: p["seconds"] for p in done.usage["phases"]},
+    }  # fmt: skip
+
+
+def peers_table(data: Path, place: Path, trees: int, repeat: int) -> Iterator[str]:
+    """Lines of a table: everybody on the same genes, folds and trees, `repeat` times in turn; medians."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    folds = place / "folds.parquet"
+    for turn in range(repeat):
+        for strategy in ("single", "external"):
+            run = place / f"{strategy}-{turn}"
+            result = run_metabatch(data, run, trees, strategy)
+            runs.setdefault(result["peer"], []).append(result)
+            pl.read_parquet(run / "instances/00/oof.parquet", columns=["gene_id", "fold"]).unique().write_parquet(folds)
+        for peer in PEERS:
+            command = [sys.executable, __file__, peer, str(data), str(folds), str(trees)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            runs.setdefault(peer, []).append(json.loads(done.stdout.splitlines()[-1]))
+    yield f"{trees} trees a class, 5 folds and a final model: 18 boosters; medians of {repeat} run(s). Peak: VmHWM.\n"
+    yield "| who | peak MiB | usual / it | seconds | usual / it | AP donor | AP acceptor | seconds by step |"
+    yield "|---|---|---|---|---|---|---|---|"
+    usual = {key: _median(runs["usual"], key) for key in ("peak", "seconds")}
+    for name, results in runs.items():
+        peak, seconds, ap = _median(results, "peak"), _median(results, "seconds"), results[0]["ap"]
+        steps = ", ".join(f"{k} {v:.0f}" for k, v in results[0]["steps"].items() if v >= 1)
+        yield (
+            f"| {name} | {peak / 2**20:,.0f} | {usual['peak'] / peak:.1f} | {seconds:.0f} "
+            f"| {usual['seconds'] / seconds:.1f} | {ap['donor']:.3f} | {ap['acceptor']:.3f} | {steps} |"
+        )
+
+
+def _median(results: list[dict[str, Any]], key: str) -> float:
+    return statistics.median(r[key] for r in results)
 
 
 def main() -> None:
-    """Run the peers one after the other and print a table."""
+    """One peer, in this process; its result as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--genes", type=int, default=1000)
-    parser.add_argument("--features", type=int, default=1167)
-    parser.add_argument("--trees", type=int, default=10)
-    parser.add_argument("--peers", default="usual,lightgbm,hgb")
-    parser.add_argument("--data", type=Path, help="a table made before")
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("peer", choices=PEERS)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("folds", type=Path, help="gene_id, fold")
+    parser.add_argument("trees", type=int)
     given = parser.parse_args()
-    if given.child:
-        peer, data, folds = given.child
-        print(json.dumps(run_peer(peer, Path(data), Path(folds), given.trees)))
-        return
-    with tempfile.TemporaryDirectory() as name:
-        place = Path(name)
-        data = given.data or place / "data"
-        if given.data is None:
-            make_table(data, given.genes, given.features, 2, 1)
-        results = [run_metabatch(data, place, given.trees, s) for s in ("single", "external")]
-        folds = place / "folds.parquet"
-        oof = pl.read_parquet(str(results[0]["oof"]), columns=["gene_id", "fold"])
-        oof.unique().write_parquet(folds)
-        for peer in given.peers.split(","):
-            command = [sys.executable, __file__, "--child", peer, str(data), str(folds), "--trees", str(given.trees)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            results.append(json.loads(done.stdout.splitlines()[-1]))
-        _print(results)
-
-
-def _print(results: list[dict[str, object]]) -> None:
-    usual = next((r for r in results if r["peer"] == "usual"), results[0])
-    print(
-        "| who | peak MiB | usual / it | seconds | usual / it | AP donor | AP acceptor |\n|---|---|---|---|---|---|---|"
-    )
-    for r in results:
-        ap: dict[str, float] = r["ap"]  # type: ignore[assignment]
-        memory, seconds = (float(usual[k]) / float(r[k]) for k in ("peak", "seconds"))  # type: ignore[arg-type]
-        print(f"| {r['peer']} | {int(r['peak']) >> 20} | {memory:.1f} | {r['seconds']:.0f} | {seconds:.1f} "  # type: ignore[call-overload]
-              f"| {ap['donor']:.3f} | {ap['acceptor']:.3f} |")  # fmt: skip
-    for r in results:
-        print(f"{r['peer']}: {r.get('steps') or {'load': r.get('load'), 'fits': r['fits']}}")
+    print(json.dumps(run_peer(given.peer, given.data, given.folds, given.trees)))
 
 
 if __name__ == "__main__":

@@ -225,13 +225,12 @@ class _Work:
                     rounds = cv.rounds
             with self.accounts.phase("final-models"):
                 boosters = {}
+                weight = rows.weight if plan.columns.weight or cv is not None else None
                 for code, name in enumerate(classes):
                     progress.skip(options.n_estimators - rounds[name])
                     seed = booster_seed(plan.seed, self.planned.index, code, -1)
                     params = booster_params(options, plan.booster, self.threads, seed)
-                    boosters[name] = train_final(
-                        matrix, params, rows.label == code, rows.weight, rounds[name], on_round
-                    )
+                    boosters[name] = train_final(matrix, params, rows.label == code, weight, rounds[name], on_round)
         return cv, boosters, rounds
 
     def _folds(self, rows: Rows) -> np.ndarray:

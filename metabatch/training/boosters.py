@@ -119,11 +119,16 @@ def train_fold(
 
 
 def train_final(
-    matrix: xgb.DMatrix, params: dict[str, object], positive: np.ndarray, weight: np.ndarray, rounds: int,
-    on_round: Callable[[], None],
+    matrix: xgb.DMatrix, params: dict[str, object], positive: np.ndarray, weight: np.ndarray | None,
+    rounds: int, on_round: Callable[[], None],
 ) -> xgb.Booster:  # fmt: skip
-    """Train on all rows for a fixed number of rounds."""
-    matrix.set_info(label=positive.astype(np.float32), weight=weight)
+    """Train on all rows for a fixed number of rounds.
+
+    `weight` None: on a matrix that never had weights; saves the memory of as many ones.
+    """
+    matrix.set_info(label=positive.astype(np.float32))
+    if weight is not None:
+        matrix.set_info(weight=weight)
     booster = xgb.train(params, matrix, num_boost_round=rounds, callbacks=[_RoundHook(on_round)])
     booster.reset()  # lets go of histograms and caches, which would pile up class by class
     return booster

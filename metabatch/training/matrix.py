@@ -36,7 +36,7 @@ type Batch = pa.Table | np.ndarray
 class Rows:
     """What is known of every matrix row besides its features, in matrix order.
 
-    gene, label : int32, uint8, shape (n,): codes into `genes` and the classes.
+    gene, label : unsigned integers, shape (n,): codes into `genes` and the classes.
     weight : float32, shape (n,); ones (that take no memory) when there is no weight column.
     genes : list of str, sorted.
     batches : list of int; rows of each batch in which they were read.
@@ -64,11 +64,12 @@ def read_rows(
     """
     wanted = [columns.group, columns.label, *([columns.weight] if columns.weight else [])]
     codes = pl.DataFrame({"g": list(genes)}).with_row_index("code")
+    narrow = pl.UInt16 if len(genes) <= 2**16 else pl.UInt32
     found, labels, weights = [], [], []
     for table in Reader(pieces, wanted, columns.group, batch_rows, count=count):
         gene = pl.Series("g", pl.from_arrow(as_text(table.column(columns.group)))).to_frame()
         here = gene.join(codes, on="g", how="left", maintain_order="left")["code"]
-        found.append(here.cast(pl.Int32).to_numpy())
+        found.append(here.cast(narrow).to_numpy())
         labels.append(label_codes(table, columns))
         if columns.weight:
             weights.append(as_numpy(table.column(columns.weight)).astype(np.float32))
@@ -77,7 +78,7 @@ def read_rows(
     gene_codes = np.concatenate(found)
     present = np.unique(gene_codes)
     if len(present) < len(genes):  # the caller compares the ledger with the plan
-        gene_codes = np.searchsorted(present, gene_codes).astype(np.int32)
+        gene_codes = np.searchsorted(present, gene_codes).astype(gene_codes.dtype)
     return Rows(
         gene=gene_codes,
         label=np.concatenate(labels),

@@ -1,0 +1,56 @@
+"""Plan and train as a user does, with what the kernel says of it; shared by the comparisons."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+# Runs a command under a hard kernel memory limit and prints peak_anon and oom_kills.
+MEMLIMIT = Path(os.environ.get("METABATCH_MEMLIMIT", ROOT.parent / "shared" / "hpc" / "memlimit.sh"))
+NO_FOLDS = ("--n-folds", "0", "--calibration", "none")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """`usage`: resource_usage.json; `kernel`: what the limit's own accounts say, empty without a limit."""
+
+    usage: dict[str, Any]
+    kernel: dict[str, int]
+    seconds: float
+
+    def phase(self, name: str) -> float:
+        return sum(p["seconds"] for p in self.usage["phases"] if p["name"] == name)
+
+
+def make_plan(data: Path, run: Path, *words: str) -> dict[str, Any]:
+    """`plan` without a holdout and without early stopping; plan.json."""
+    fixed = ("--holdout-fraction", "0", "--early-stopping-patience", "0")
+    _run([ROOT / "bin/plan", "--quiet", *fixed, *words, data, run], run.parent)
+    return json.loads((run / "plan.json").read_text())
+
+
+def train(run: Path, index: int = 0, limit: str | None = None) -> Trained:
+    """`train-instance`, under a hard kernel limit (as 2G or 1500M) where one is given."""
+    command: list[str | Path] = [ROOT / "bin/train-instance", "--quiet", run, str(index)]
+    start = time.perf_counter()
+    said = _run(command if limit is None else [MEMLIMIT, limit, *command], run.parent)
+    seconds = time.perf_counter() - start
+    line = next((x for x in said.splitlines() if x.startswith("memlimit: limit")), "")
+    usage = json.loads((run / f"instances/{index:02d}/resource_usage.json").read_text())
+    return Trained(usage, {k: int(v) for k, v in re.findall(r"(\w+)=(\d+)", line)}, seconds)
+
+
+def _run(command: list[str | Path], scratch: Path) -> str:
+    """What it wrote to stderr; an error names the command and shows that."""
+    env = os.environ | {"TMPDIR": str(scratch)}
+    done = subprocess.run(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stderr}")
+    return done.stderr
