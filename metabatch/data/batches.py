@@ -14,11 +14,8 @@ import pyarrow.parquet as pq
 
 from metabatch.data.shards import open_parquet
 from metabatch.errors import InputError
-from metabatch.resources.law import WHOLE_GROUP_ROWS
+from metabatch.resources.law import PIECE_ROWS, WHOLE_GROUP_ROWS
 from metabatch.rundir.manifests import CarriedType
-
-# Larger ones are read in pieces of this many rows.
-PIECE_ROWS = 4_096
 
 # glibc's allocator for Arrow too: it gives memory back (see `trim_memory`), Arrow's own keeps it.
 pa.set_memory_pool(pa.system_memory_pool())
@@ -45,9 +42,9 @@ class RowCount:
 class Reader:
     """Reads `columns` of `pieces` in order: a table per row group, or several of a large one.
 
-    A column a file lacks is simply not in its tables; the preprocessing object knows what that means.
-    Memory is bounded by the compressed row group plus `WHOLE_GROUP_ROWS` decoded rows, whatever the size of
-    the file or of its row groups. For a few narrow columns `rows_at_once` may be larger.
+    A column a file lacks is simply not in its tables; the preprocessing object knows what that means. Row groups of
+    up to `WHOLE_GROUP_ROWS` rows (or `rows_at_once`, for a few narrow columns) are decoded whole, larger ones by
+    `PIECE_ROWS`, with a page a column in memory; tables have at most `rows_at_once` rows.
     """
 
     pieces: Sequence[Piece]
@@ -71,8 +68,8 @@ class Reader:
                     if piece.genes is not None:
                         wanted = table.filter(pc.is_in(as_text(table.column(self.group_column)), piece.genes))
                     self.count.asked += wanted.num_rows
-                    if wanted.num_rows:
-                        yield wanted
+                    for start in range(0, wanted.num_rows, self.rows_at_once):
+                        yield wanted.slice(start, self.rows_at_once)
             except (pa.ArrowException, OSError) as error:
                 raise InputError(
                     f"{piece.file.name} is damaged: {str(error).splitlines()[0]}",
@@ -81,10 +78,10 @@ class Reader:
                 ) from None
 
     def _tables(self, parquet: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[pa.Table]:
-        if parquet.metadata.row_group(group).num_rows <= self.rows_at_once:
+        if parquet.metadata.row_group(group).num_rows <= max(self.rows_at_once, WHOLE_GROUP_ROWS):
             yield parquet.read_row_group(group, columns=columns)
             return
-        rows = PIECE_ROWS if self.rows_at_once == WHOLE_GROUP_ROWS else self.rows_at_once
+        rows = self.rows_at_once if self.rows_at_once > WHOLE_GROUP_ROWS else PIECE_ROWS
         for batch in parquet.iter_batches(rows, row_groups=[group], columns=columns):
             yield pa.Table.from_batches([batch])
 

@@ -13,6 +13,9 @@ from metabatch.errors import InputError
 from metabatch.rundir.manifests import Dataset, Shard
 from metabatch.rundir.publish import sha256_file
 
+# Bytes a column.
+READ_BUFFER = 16_384
+
 
 def find_parquet(path: str | os.PathLike[str]) -> list[Path]:
     """The parquet files at `path` (a file, or a folder's ``*.parquet``), by name.
@@ -36,7 +39,8 @@ def find_parquet(path: str | os.PathLike[str]) -> list[Path]:
 def open_parquet(path: Path) -> pq.ParquetFile:
     """Open one file's footer; a truncated or foreign file is an InputError that names it."""
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True)  # where the writer made checksums
+        # Checksums where the writer made them; read through a buffer, or Arrow holds the whole compressed row group.
+        return pq.ParquetFile(path, page_checksum_verification=True, buffer_size=READ_BUFFER)
     except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"{path.name} cannot be read as parquet: {str(error).splitlines()[0]}",

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metabatch.data.layout import cell_bytes
-from metabatch.data.shards import open_parquet
+from metabatch.data.shards import READ_BUFFER, open_parquet
 from metabatch.options import Options
-from metabatch.resources.law import WHOLE_GROUP_ROWS, MemoryLaw
+from metabatch.resources.law import PIECE_ROWS, WHOLE_GROUP_ROWS, MemoryLaw
 from metabatch.rundir.manifests import FeatureSet, ProbeResult
 
 # Interpreter and libraries as the probe found them, where it cannot run; and the step to which they are rounded up,
 # so that a few pages more or less do not make another plan.
 BASELINE_BYTES, BASELINE_ANONYMOUS_BYTES, BASELINE_STEP = 288 << 20, 160 << 20, 32 << 20
+READING_STEP = 8 << 20
 # A matrix smaller than this tells nothing of the bytes per cell; a ratio closer to 1 than this is noise.
 TELLING_BYTES, NOISE = 16 << 20, 0.05
 # Beside the matrix: row offset, gradient, prediction, order of the rows, label and weight twice, gene (see
@@ -29,16 +30,22 @@ SCORING_ROW_BYTES = 104
 SCORE_BYTES, CALIBRATED_BYTES = 4, 8
 # Gradient and hessian in double precision, and a tenth for the threads' own buffers.
 HISTOGRAM_BYTES_PER_BIN = 16 * 1.1
+# Pages are written at this size by Arrow and polars.
+PAGE_BYTES = 1 << 20
 # Of them in the matrix itself: row offset and label.
 XGBOOST_ROW_BYTES = 12
 
 
 @dataclass(frozen=True)
 class GroupSize:
-    """The largest row group: compressed bytes of the features, and rows."""
+    """Reading the largest row group: bytes held beside the decoded rows, and rows decoded at once.
 
-    compressed_bytes: int
+    large : file and row group that take most, among those that are not decoded whole.
+    """
+
+    bytes: int
     rows: int
+    large: tuple[str, int] | None = None
 
 
 def memory_law(
@@ -63,9 +70,9 @@ def memory_law(
         fixed_anonymous_bytes=BASELINE_ANONYMOUS_BYTES if probe is None else _rounded_up(probe.anonymous_bytes),
         row_bytes=FOLD_ROW_BYTES + SCORE_BYTES * classes if options.n_folds else ROW_BYTES,
         scoring_row_bytes=SCORING_ROW_BYTES + (SCORE_BYTES + CALIBRATED_BYTES) * classes if options.n_folds else 0,
-        group_bytes=group.compressed_bytes,
-        group_rows=min(group.rows, WHOLE_GROUP_ROWS),
-        batch_row_bytes=2 * sum(widths),
+        group_bytes=group.bytes if probe is None else _reading(group, probe, sum(widths)),
+        group_rows=group.rows,
+        row_width=sum(widths),
         node_bytes=round(sum(features.bins) * HISTOGRAM_BYTES_PER_BIN),
         max_depth=options.max_depth,
         features=count,
@@ -83,19 +90,37 @@ def _cell_ratio(probe: ProbeResult, features: int) -> float:
     return 1.0 if abs(ratio - 1) < NOISE else ratio
 
 
-def _rounded_up(size: int) -> int:
-    return -(-size // BASELINE_STEP) * BASELINE_STEP
+def _reading(group: GroupSize, probe: ProbeResult, row_width: int) -> int:
+    """What a large row group held when it was tried; the footers tell little of the size of its pages."""
+    if not probe.reading_bytes:
+        return group.bytes
+    return _rounded_up(max(0, probe.reading_bytes - PIECE_ROWS * row_width), READING_STEP)
+
+
+def _rounded_up(size: int, step: int = BASELINE_STEP) -> int:
+    return -(-size // step) * step
 
 
 def largest_group(files: Sequence[Path], features: FeatureSet) -> GroupSize:
-    """Look through the footers for the largest row group."""
+    """Look through the footers for what reading a row group takes at most (see `metabatch.data.batches.Reader`).
+
+    Of one that is decoded whole, its compressed bytes; of a larger one, a page and a buffer of every column.
+    """
     names = {f.name for f in features.features}
-    compressed = rows = 0
+    held = rows = most = 0
+    large = None
     for file in files:
         with open_parquet(file) as parquet:
             chosen = [i for i, n in enumerate(parquet.schema_arrow.names) if n in names]
             for i in range(parquet.num_row_groups):
                 group = parquet.metadata.row_group(i)
-                rows = max(rows, group.num_rows)
-                compressed = max(compressed, sum(group.column(c).total_compressed_size for c in chosen))
-    return GroupSize(compressed, rows)
+                columns = [group.column(c) for c in chosen]
+                if group.num_rows <= WHOLE_GROUP_ROWS:
+                    rows = max(rows, group.num_rows)
+                    held = max(held, sum(c.total_compressed_size for c in columns))
+                else:
+                    rows = max(rows, PIECE_ROWS)
+                    pages = sum(min(c.total_uncompressed_size, PAGE_BYTES) + READ_BUFFER for c in columns)
+                    if pages > most:
+                        most, large = pages, (str(file), i)
+    return GroupSize(max(held, most), rows, large)

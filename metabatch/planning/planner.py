@@ -109,12 +109,14 @@ def make_plan(
     log.info("feature scan: %s rows read for %s asked", f"{count.read:,}", f"{count.asked:,}")
     warnings = [*index.warnings, *features.notes, *problems]
     booster = _booster(columns)
+    group = largest_group(files, features)
     probe, unprobed = run_probe(
-        pieces, features, cuts, columns, options, booster, options.threads or cpu_count(), int(training["rows"].sum())
-    )
+        pieces, features, cuts, columns, options, booster, options.threads or cpu_count(), int(training["rows"].sum()),
+        group.large,
+    )  # fmt: skip
     if unprobed is not None:
         warnings.append(unprobed)
-    law = memory_law(features, options, len(columns.classes), largest_group(files, features), probe)
+    law = memory_law(features, options, len(columns.classes), group, probe)
     if options.learn_from is not None:
         law = learned_law(law, options.learn_from, shards, options)
     choice, why, alternatives = choose(
@@ -223,7 +225,7 @@ def _instances(
     planned = []
     for index, (core, overlap) in enumerate(zip(allocation.core, allocation.overlap, strict=True)):
         size, count = int(rows[index]), len(core) + len(overlap)
-        peak = law.external(size) if external else law.in_memory(size, count)
+        peak = law.external(size, choice.batch_rows) if external else law.in_memory(size, count)
         request = min(budget.bytes, round(peak * 1.1) + (128 << 20))
         planned.append(
             PlannedInstance(
@@ -236,6 +238,7 @@ def _instances(
                 mem_request_mb=math.ceil(request / (1 << 20)),
                 expected_seconds=round(choice.seconds[index], 1),
                 page_bytes=law.page_bytes(size) if external else 0,
+                batch_rows=choice.batch_rows,
             )
         )
     return tuple(planned)

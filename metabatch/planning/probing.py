@@ -30,9 +30,9 @@ SMALLEST_CELLS = 8_000_000
 
 def run_probe(
     pieces: Sequence[Piece], features: FeatureSet, cuts: Sequence[np.ndarray], columns: Columns, options: Options,
-    booster: Booster, threads: int, rows: int,
+    booster: Booster, threads: int, rows: int, large: tuple[str, int] | None,
 ) -> tuple[ProbeResult | None, str | None]:  # fmt: skip
-    """Try rows from row groups spread over `pieces`.
+    """Try rows from row groups spread over `pieces`, and reading the `large` one (file and row group).
 
     Returns
     -------
@@ -48,7 +48,7 @@ def run_probe(
         folder = Path(name)
         request = Request(
             parent=os.getpid(), pieces=[(str(p.file), p.row_group) for p in chosen], rows=PROBE_ROWS,
-            columns=columns, options=options, booster=booster, threads=threads,
+            large=large, columns=columns, options=options, booster=booster, threads=threads,
         )  # fmt: skip
         save(folder / "request.json", request)
         save(folder / "features.json", features)

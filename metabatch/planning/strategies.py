@@ -12,7 +12,7 @@ from metabatch.errors import BudgetError
 from metabatch.options import Options
 from metabatch.planning.allocation import Allocation, allocate, instance_count, smallest_covering_size
 from metabatch.planning.duration import Speed, instance_seconds
-from metabatch.resources.law import MemoryLaw
+from metabatch.resources.law import WHOLE_GROUP_ROWS, MemoryLaw
 from metabatch.rundir.manifests import Alternative, Budget, Columns
 
 DEFAULT_CAP_GB = 15.0
@@ -23,7 +23,7 @@ GIB = 1 << 30
 class Choice:
     """A strategy with its instances and prediction; `refusal` says why it cannot be had.
 
-    seconds : expected duration of each instance.
+    seconds : expected duration of each instance. batch_rows : rows of a batch in which it reads.
     """
 
     strategy: str
@@ -32,6 +32,7 @@ class Choice:
     seconds: tuple[float, ...] = ()
     refusal: str | None = None
     hint: str | None = None
+    batch_rows: int = WHOLE_GROUP_ROWS
 
 
 def choose(
@@ -94,8 +95,10 @@ def _single(genes: pl.DataFrame, law: MemoryLaw, budget: Budget) -> Choice:
 
 
 def _external(genes: pl.DataFrame, law: MemoryLaw, budget: Budget) -> Choice:
-    peak = law.external(int(genes["rows"].sum()))
-    return Choice("external", _everything(genes), peak, refusal=_over(peak, budget))
+    rows = int(genes["rows"].sum())
+    batch = law.batch_rows(rows, budget.bytes)
+    peak = law.external(rows, batch)
+    return Choice("external", _everything(genes), peak, refusal=_over(peak, budget), batch_rows=batch)
 
 
 def _timed(

@@ -14,8 +14,9 @@ import math
 
 import msgspec
 
-# Row groups up to this size are read whole: Arrow then needs a third of the memory of its batch reader.
-WHOLE_GROUP_ROWS = 32_768
+# Row groups up to this size are decoded whole, which takes less memory than Arrow's batch reader; larger ones
+# piece by piece. A small batch has as many rows as such a piece.
+WHOLE_GROUP_ROWS, PIECE_ROWS = 32_768, 4_096
 
 
 class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -30,9 +31,9 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     fixed_bytes, fixed_anonymous_bytes : int
         Interpreter and libraries; the latter without the mapped library files.
     group_bytes, group_rows : int
-        The largest row group: compressed bytes of its features, and its rows.
-    batch_row_bytes : float
-        A row while it is read: decoded, and as handed to XGBoost.
+        Reading the largest row group: what is held beside the decoded rows, and the rows decoded at once.
+    row_width : float
+        A row in the types of the features.
     node_bytes : int
         Histogram of one tree node.
     per_gene_bytes : float or None
@@ -46,7 +47,7 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     fixed_anonymous_bytes: int
     group_bytes: int
     group_rows: int
-    batch_row_bytes: float
+    row_width: float
     node_bytes: int
     max_depth: int
     features: int
@@ -65,7 +66,7 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         With `parts` the rows are trained on in so many parts, but scored together.
         """
         part = math.ceil(rows / parts)
-        pages = 2 * self.matrix_bytes(min(part, batch_rows, self.group_rows))
+        pages = 2 * self.matrix_bytes(min(part, batch_rows, self.group_rows))  # written, and the next one
         growth = max(self._growth(part, batch_rows, pages), rows * self.scoring_row_bytes)
         return round(self.fixed_anonymous_bytes + growth)
 
@@ -76,6 +77,10 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     def page_bytes(self, rows: int) -> int:
         """Size of the page files on disk, bytes: also the page cache that external memory needs for full speed."""
         return round(self.matrix_bytes(rows) * 1.05) + (1 << 20)
+
+    def batch_rows(self, rows: int, budget: int) -> int:
+        """Rows of a batch with which external memory fits `budget`, if any does: row groups whole, or small ones."""
+        return WHOLE_GROUP_ROWS if self.external(rows) <= budget else PIECE_ROWS
 
     def rows_that_fit(self, budget: int) -> int:
         """The most rows an in-memory instance may have within `budget` bytes; 0 when none."""
@@ -92,13 +97,14 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         """The law with everything that depends on the data larger by `factor`."""
         changed = {
             name: type(getattr(self, name))(getattr(self, name) * factor)
-            for name in ("cell_bytes", "row_bytes", "scoring_row_bytes", "group_bytes", "batch_row_bytes", "node_bytes")
+            for name in ("cell_bytes", "row_bytes", "scoring_row_bytes", "group_bytes", "row_width", "node_bytes")
         }
         return msgspec.structs.replace(self, **changed)
 
     def _growth(self, rows: int, batch_rows: int, matrix: float) -> float:
         # A tree of depth d has at most 2^d leaves, and no more nodes than a few rows each allow.
         nodes = min(2**self.max_depth, max(1, rows // 16))
-        batch = self.group_bytes + min(batch_rows, self.group_rows, rows) * self.batch_row_bytes
+        decoded = min(self.group_rows, rows)
+        batch = self.group_bytes + (decoded + min(batch_rows, decoded)) * self.row_width  # as read, and as handed on
         training = matrix + rows * self.row_bytes + max(batch, nodes * self.node_bytes)
         return max(training, rows * self.scoring_row_bytes)

@@ -126,7 +126,11 @@ class Alternative(_Manifest, frozen=True, kw_only=True):
 
 
 class PlannedInstance(_Manifest, frozen=True, kw_only=True):
-    """`page_bytes`: size of the page files of external memory; 0 when the matrix is in memory."""
+    """One task of the array.
+
+    page_bytes : size of the page files of external memory; 0 when the matrix is in memory.
+    batch_rows : most rows of a batch of the matrix; fewer than usual where only that fits the budget.
+    """
 
     index: int
     genes: int
@@ -137,6 +141,7 @@ class PlannedInstance(_Manifest, frozen=True, kw_only=True):
     mem_request_mb: int
     expected_seconds: float
     page_bytes: int
+    batch_rows: int
 
 
 class Lowered(_Manifest, frozen=True, kw_only=True):
@@ -162,6 +167,7 @@ class ProbeResult(_Manifest, frozen=True, kw_only=True):
     rows, matrix_bytes : rows of each size tried and the memory its matrix took.
     expected_cell_bytes : what the layout says of these rows.
     resident_bytes, anonymous_bytes : the process with everything loaded and no matrix; with and without libraries.
+    reading_bytes : reading a few thousand rows of the largest row group, if it is not decoded whole; else 0.
     build_seconds, tree_seconds : building each matrix, and a tree on it.
     """
 
@@ -170,6 +176,7 @@ class ProbeResult(_Manifest, frozen=True, kw_only=True):
     expected_cell_bytes: float
     resident_bytes: int
     anonymous_bytes: int
+    reading_bytes: int
     build_seconds: tuple[float, ...]
     tree_seconds: tuple[float, ...]
 

@@ -11,16 +11,15 @@ import math
 
 import msgspec
 
-from metabatch.resources.law import WHOLE_GROUP_ROWS, MemoryLaw
+from metabatch.resources.law import PIECE_ROWS, WHOLE_GROUP_ROWS, MemoryLaw
 from metabatch.rundir.manifests import Plan, PlannedInstance
 
-SMALL_BATCH_ROWS = 4_096
 # The notes' rule: genes x 0.7 a try, three tries, not below 200 genes.
 SHRINK, TRIES, FEWEST_GENES = 0.7, 3, 200
 
 
 class Rung(msgspec.Struct, frozen=True):
-    """How to train. `batch_rows`: rows decoded at once; `parts`: the genes are trained in so many parts."""
+    """How to train. `batch_rows`: most rows of a batch; `parts`: the genes are trained in so many parts."""
 
     name: str
     external: bool
@@ -30,10 +29,9 @@ class Rung(msgspec.Struct, frozen=True):
 
 def rungs(plan: Plan, planned: PlannedInstance) -> list[Rung]:
     """From the planned way of training down to the cheapest."""
-    found = [
-        Rung("external", external=True, batch_rows=WHOLE_GROUP_ROWS),
-        Rung("external, small batches", external=True, batch_rows=SMALL_BATCH_ROWS),
-    ]
+    found = [Rung("external, small batches", external=True, batch_rows=PIECE_ROWS)]
+    if planned.batch_rows > PIECE_ROWS:
+        found.insert(0, Rung("external", external=True, batch_rows=WHOLE_GROUP_ROWS))
     if plan.strategy != "external":
         found.insert(0, Rung("in-memory", external=False, batch_rows=WHOLE_GROUP_ROWS))
     genes = planned.genes
@@ -43,7 +41,7 @@ def rungs(plan: Plan, planned: PlannedInstance) -> list[Rung]:
         if genes < FEWEST_GENES:
             break
         found.append(Rung(f"external, {parts} parts", external=True,
-                          batch_rows=SMALL_BATCH_ROWS, parts=parts))  # fmt: skip
+                          batch_rows=PIECE_ROWS, parts=parts))  # fmt: skip
     return found
 
 

@@ -7,6 +7,7 @@ a `ProbeResult`: what the libraries take, what a cell takes in the matrix, and h
 from __future__ import annotations
 
 import gc
+import itertools
 import sys
 import time
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from metabatch.data.cuts import cuts_of, reference_rows
 from metabatch.data.layout import cell_bytes
 from metabatch.data.preprocess import Preprocessor
 from metabatch.resources.process import follow_parent
-from metabatch.resources.usage import anonymous_bytes, resident_bytes, trim_memory
+from metabatch.resources.usage import anonymous_bytes, peak_rss, reset_peak_rss, resident_bytes, trim_memory
 from metabatch.rundir.manifests import FeatureSet, ProbeResult, load
 from metabatch.rundir.probing import Request
 from metabatch.training.boosters import booster_params, train_final, train_fold
@@ -77,7 +78,7 @@ class _Probe:
             expected_cell_bytes=cell_bytes(
                 density, has_missing=self.features.has_missing, most_bins=max(self.features.bins)
             ),
-            resident_bytes=resident_bytes(), anonymous_bytes=anonymous_bytes(),
+            resident_bytes=resident_bytes(), anonymous_bytes=anonymous_bytes(), reading_bytes=self._reading(),
             build_seconds=(small.build_seconds, large.build_seconds),
             tree_seconds=(small.tree_seconds, large.tree_seconds),
         )  # fmt: skip
@@ -118,6 +119,17 @@ class _Probe:
         threads, bins = self.request.threads, self.request.options.max_bin
         reference = xgb.QuantileDMatrix(self.reference, max_bin=bins, nthread=threads)
         return xgb.QuantileDMatrix(source, max_bin=bins, nthread=threads, missing=np.nan, ref=reference)
+
+    def _reading(self) -> int:
+        """Growth of the process while the first rows of the large row group are read."""
+        if self.request.large is None or not reset_peak_rss():
+            return 0
+        file, group = self.request.large
+        names = [*(f.name for f in self.features.features), self.columns.label]
+        before = resident_bytes()
+        for _ in itertools.islice(Reader([Piece(Path(file), group, None)], names, self.columns.group), 2):
+            pass
+        return peak_rss() - before
 
     def _densities(self, tables: list[pa.Table]) -> list[float]:
         """Stored part of each feature's cells among these rows."""

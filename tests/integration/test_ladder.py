@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -208,12 +209,15 @@ def child_of(process: subprocess.Popen[bytes]) -> psutil.Process:
 
 
 @pytest.fixture
-def at_work(tmp_path: Path) -> tuple[Path, subprocess.Popen[bytes]]:
+def at_work(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """A training that would go on for long; ended with the test."""
     run = tmp_path / "run"
     succeed("plan", "--quiet", "--n-estimators", "5000", "--early-stopping-patience", "0", DEMO, run)
     words = [str(ROOT / "bin" / "train-instance"), str(run), "0"]
-    process = subprocess.Popen(words, env=os.environ | {"METABATCH_PYTHON": sys.executable}, stderr=subprocess.PIPE)
-    return run, process
+    env = os.environ | {"METABATCH_PYTHON": sys.executable}
+    with subprocess.Popen(words, env=env, stderr=subprocess.PIPE) as process:
+        yield run, process
+        process.kill()
 
 
 def test_a_child_killed_by_somebody_is_not_taken_for_out_of_memory(

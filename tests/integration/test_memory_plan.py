@@ -85,10 +85,27 @@ def test_learning_from_another_run_is_refused_with_the_reason(trained: Path, tmp
     assert not any((tmp_path / name).exists() for name in "abcd")
 
 
-def test_a_row_group_larger_than_the_budget_is_split_while_reading(tmp_path: Path) -> None:
-    frame = small_table(genes=40, rows=1000)
-    frame = frame.with_columns(*(pl.col("signal").alias(f"copy{i}") * (i + 1) for i in range(60)))
-    data, run = write_table(tmp_path / "data", frame, shards=1, row_group=100_000), tmp_path / "run"
-    succeed("plan", "--quiet", "--n-folds", "2", "--n-estimators", "4", data, run)
+@pytest.mark.parametrize("row_group", [32_768, 65_536])
+def test_a_row_group_larger_than_the_budget_is_split_while_reading(tmp_path: Path, row_group: int) -> None:
+    rng = np.random.default_rng(6)
+    rows = 65_536
+    label = np.tile([0] * 56 + [1] * 4 + [2] * 4, rows // 64)
+    columns = {f"x{i:03d}": rng.standard_normal(rows, dtype=np.float32) for i in range(250)}
+    names = np.array(["neither", "donor", "acceptor"])[label]
+    genes = np.repeat([f"G{i:03d}" for i in range(64)], rows // 64)
+    frame = pl.DataFrame({"gene_id": genes, "splice_type": names, **columns})
+    data, run = write_table(tmp_path / "data", frame, shards=1, row_group=row_group), tmp_path / "run"
+    words = ("--n-folds", "2", "--n-estimators", "3", "--holdout-fraction", "0", "--strategy", "external")
+    succeed("plan", "--quiet", *words, data, tmp_path / "free")
+    wanted = plan_of(tmp_path / "free")["instances"][0]["predicted_peak_bytes"]
+    less = wanted - (32 << 20) if row_group == 32_768 else wanted  # the large one is split anyway
+    succeed("plan", "--quiet", *words, "--max-memory-per-instance-gb", f"{less / 2**30 + 1e-6:.6f}", data, run)
+    planned = plan_of(run)
+    assert planned["memory_law"]["group_rows"] == (32_768 if row_group == 32_768 else 4_096)
+    assert planned["instances"][0]["batch_rows"] == (4_096 if row_group == 32_768 else 32_768)
+    assert planned["instances"][0]["predicted_peak_bytes"] <= planned["budget"]["bytes"]
     succeed("train-instance", "--quiet", run, "0")
-    assert plan_of(run)["memory_law"]["group_rows"] == 32_768
+    usage = json.loads((run / "instances/00/resource_usage.json").read_text())
+    assert usage["rung"] == ("external, small batches" if row_group == 32_768 else "external")
+    assert usage["measured_peak_bytes"] <= usage["budget_bytes"]
+    assert json.loads((run / "instances/00/metrics.json").read_text())["rows"] == rows
