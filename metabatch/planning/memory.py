@@ -18,7 +18,7 @@ from metabatch.rundir.manifests import FeatureSet, ProbeResult
 
 # Interpreter and libraries as the probe found them, where it cannot run; and the step to which they are rounded up,
 # so that a few pages more or less do not make another plan.
-BASELINE_BYTES, BASELINE_ANONYMOUS_BYTES, BASELINE_STEP = 288 << 20, 160 << 20, 32 << 20
+BASELINE_BYTES, BASELINE_ANONYMOUS_BYTES, BASELINE_STEP = 256 << 20, 128 << 20, 32 << 20
 READING_STEP = 8 << 20
 # A matrix smaller than this tells nothing of the bytes per cell; a ratio closer to 1 than this is noise.
 TELLING_BYTES, NOISE = 16 << 20, 0.05
