@@ -12,6 +12,7 @@ import functools
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from metabatch.data.batches import Piece, Reader, RowCount, as_numpy, as_text
 from metabatch.data.cuts import reference_rows
 from metabatch.data.preprocess import Preprocessor
 from metabatch.errors import InputError
+from metabatch.resources.law import WHOLE_GROUP_ROWS
 from metabatch.resources.usage import trim_memory
 from metabatch.rundir.manifests import Columns
 from metabatch.rundir.scratch import page_folder
@@ -157,6 +159,15 @@ def blank_batches(sizes: Iterable[int], names: Sequence[str], *, missing: bool) 
         yield pa.Table.from_arrays([gap, *([zeros] * (len(names) - 1))], names=list(names))
 
 
+def ahead[T](source: Iterator[T]) -> Iterator[T]:
+    """`source`, whose next item is made in a thread while XGBoost takes the last one in."""
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, source, None)
+        while (item := following.result()) is not None:
+            following = pool.submit(next, source, None)
+            yield item
+
+
 @functools.cache
 def shape_passes(*, external: bool, missing: bool) -> frozenset[int]:
     """Numbers of the passes in which this XGBoost looks at shapes only; none where a trial says otherwise.
@@ -233,10 +244,14 @@ def build_matrix(
     """
     features = [f.name for f in prepare.features]
 
-    def batches() -> Iterator[Batch]:
+    def prepared() -> Iterator[Batch]:
         for table in Reader(pieces, features, columns.group, batch_rows, count=count):
             yield prepare.transform(table, where=where)
             on_batch(table.num_rows)
+
+    def batches() -> Iterator[Batch]:
+        # Not with small batches: memory is what they are for.
+        return prepared() if batch_rows < WHOLE_GROUP_ROWS else ahead(prepared())
 
     def blank() -> Iterator[Batch]:
         return blank_batches(sizes, prepare.matrix_names, missing=missing)
