@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,6 +85,15 @@ class Reader:
         rows = self.rows_at_once if self.rows_at_once > WHOLE_GROUP_ROWS else PIECE_ROWS
         for batch in parquet.iter_batches(rows, row_groups=[group], columns=columns):
             yield pa.Table.from_batches([batch])
+
+
+def ahead[T](source: Iterator[T]) -> Iterator[T]:
+    """`source`, whose next item is made in a thread while the last one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, source, None)
+        while (item := following.result()) is not None:
+            following = pool.submit(next, source, None)
+            yield item
 
 
 def as_text(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:

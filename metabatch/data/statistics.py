@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metabatch.data.batches import Piece, Reader, RowCount, as_numpy, as_text
+from metabatch.data.batches import Piece, Reader, RowCount, ahead, as_numpy, as_text
 from metabatch.data.cuts import sketch_cuts
 from metabatch.data.missing import Seen, choose_policies
 from metabatch.data.roles import Candidate
@@ -99,14 +99,14 @@ def measure_features(
     total = 0
     names = [c.name for c in candidates]
     with Progress("feature scan", rows, "rows") as progress:
-        for piece in pieces:
-            for table in Reader([piece], names, group_column, count=count):
-                for name in set(table.column_names) & tallies.keys():
-                    _look(table.column(name), tallies[name], name, piece.file)
-                picked = pa.array(np.arange(-total % stride, table.num_rows, stride))
-                _sample(table.take(picked), sampled, group_column, genes, tallies)
-                total += table.num_rows
-                progress.advance(table.num_rows)
+        tables = ((p.file, table) for p in pieces for table in Reader([p], names, group_column, count=count))
+        for file, table in ahead(tables):
+            for name in set(table.column_names) & tallies.keys():
+                _look(table.column(name), tallies[name], name, file)
+            picked = pa.array(np.arange(-total % stride, table.num_rows, stride))
+            _sample(table.take(picked), sampled, group_column, genes, tallies)
+            total += table.num_rows
+            progress.advance(table.num_rows)
     return _decide(candidates, excluded, tallies, total, max_bin, threads, native=native)
 
 

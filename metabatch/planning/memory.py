@@ -22,6 +22,8 @@ BASELINE_BYTES, BASELINE_ANONYMOUS_BYTES, BASELINE_STEP = 256 << 20, 128 << 20, 
 READING_STEP = 8 << 20
 # A matrix smaller than this tells nothing of the bytes per cell; a ratio closer to 1 than this is noise.
 TELLING_BYTES, NOISE = 16 << 20, 0.05
+# While the matrix is built: row offset, label and gene, some of them twice.
+BUILDING_ROW_BYTES = 28
 # Beside the matrix: row offset, gradient, prediction, order of the rows, label and weight twice, gene (see
 # benchmarks/RESULTS.md); with folds also scores and temporaries of the stopping metric, and 4 B a class.
 ROW_BYTES, FOLD_ROW_BYTES = 68, 74
@@ -68,6 +70,7 @@ def memory_law(
         * cell_bytes(features.densities, has_missing=features.has_missing, most_bins=max(features.bins)),
         fixed_bytes=BASELINE_BYTES if probe is None else _rounded_up(probe.resident_bytes),
         fixed_anonymous_bytes=BASELINE_ANONYMOUS_BYTES if probe is None else _rounded_up(probe.anonymous_bytes),
+        building_row_bytes=BUILDING_ROW_BYTES,
         row_bytes=FOLD_ROW_BYTES + SCORE_BYTES * classes if options.n_folds else ROW_BYTES,
         scoring_row_bytes=SCORING_ROW_BYTES + (SCORE_BYTES + CALIBRATED_BYTES) * classes if options.n_folds else 0,
         group_bytes=group.bytes if probe is None else _reading(group, probe, sum(widths)),

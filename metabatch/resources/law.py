@@ -1,11 +1,12 @@
 """The memory law of a data set: what an instance will need, from rows, features and the data's own density.
 
-    peak = baseline + max(matrix + rows x c + max(batch, histograms), rows x s)
+    in memory: peak = baseline + max(matrix + max(rows x b + batch, rows x c + histograms), rows x s)
+    external:  peak = baseline + max(pages + rows x b + batch, rows x c + histograms, rows x s)
 
-Building the matrix and growing trees do not overlap, so the larger of the two transients counts; calibration and
-metrics (s) come when the matrix is gone. `plan` makes
-the law (metabatch.planning.memory), stores it in plan.json, and predicts by it; `train-instance` holds its rungs
-against it.
+Building the matrix (b, a batch) and growing trees (c, histograms) do not overlap, so the larger counts; calibration
+and metrics (s) come when the matrix is gone. The pages of external memory are anonymous memory only until they are
+written. `plan` makes the law (metabatch.planning.memory), stores it in plan.json, and predicts by it;
+`train-instance` holds its rungs against it.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     ----------
     cell_bytes : float
         Matrix, per row and feature.
-    row_bytes, scoring_row_bytes : float
-        What else grows with the rows: labels, gradients, scores beside the matrix; calibration and metrics after it.
+    building_row_bytes, row_bytes, scoring_row_bytes : float
+        What else grows with the rows: labels and genes while the matrix is built; those, gradients and scores while
+        trees grow; calibration and metrics after it.
     fixed_bytes, fixed_anonymous_bytes : int
         Interpreter and libraries; the latter without the mapped library files.
     group_bytes, group_rows : int
@@ -41,6 +43,7 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """
 
     cell_bytes: float
+    building_row_bytes: float
     row_bytes: float
     scoring_row_bytes: float
     fixed_bytes: int
@@ -58,7 +61,7 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         """Predicted peak of an instance that holds its matrix in memory, bytes."""
         if self.per_gene_bytes is not None:
             return round(genes * self.per_gene_bytes)
-        return round(self.fixed_bytes + self._growth(rows, WHOLE_GROUP_ROWS, self.matrix_bytes(rows)))
+        return round(self.fixed_bytes + self._growth(rows, WHOLE_GROUP_ROWS, self.matrix_bytes(rows), 0))
 
     def external(self, rows: int, batch_rows: int = WHOLE_GROUP_ROWS, parts: int = 1) -> int:
         """Predicted peak of anonymous memory with the matrix in pages on disk, bytes.
@@ -67,7 +70,7 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         """
         part = math.ceil(rows / parts)
         pages = 2 * self.matrix_bytes(min(part, batch_rows, self.group_rows))  # written, and the next one
-        growth = max(self._growth(part, batch_rows, pages), rows * self.scoring_row_bytes)
+        growth = max(self._growth(part, batch_rows, 0, pages), rows * self.scoring_row_bytes)
         return round(self.fixed_anonymous_bytes + growth)
 
     def matrix_bytes(self, rows: int) -> float:
@@ -87,7 +90,7 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         low, high = 0, budget
         while low < high:
             middle = (low + high + 1) // 2
-            if self.fixed_bytes + self._growth(middle, WHOLE_GROUP_ROWS, self.matrix_bytes(middle)) <= budget:
+            if self.fixed_bytes + self._growth(middle, WHOLE_GROUP_ROWS, self.matrix_bytes(middle), 0) <= budget:
                 low = middle
             else:
                 high = middle - 1
@@ -97,14 +100,24 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         """The law with everything that depends on the data larger by `factor`."""
         changed = {
             name: type(getattr(self, name))(getattr(self, name) * factor)
-            for name in ("cell_bytes", "row_bytes", "scoring_row_bytes", "group_bytes", "row_width", "node_bytes")
+            for name in (
+                "cell_bytes",
+                "building_row_bytes",
+                "row_bytes",
+                "scoring_row_bytes",
+                "group_bytes",
+                "row_width",
+                "node_bytes",
+            )
         }
         return msgspec.structs.replace(self, **changed)
 
-    def _growth(self, rows: int, batch_rows: int, matrix: float) -> float:
+    def _growth(self, rows: int, batch_rows: int, matrix: float, pages: float) -> float:
+        """`matrix`: held throughout; `pages`: held while they are built."""
         # A tree of depth d has at most 2^d leaves, and no more nodes than a few rows each allow.
         nodes = min(2**self.max_depth, max(1, rows // 16))
         decoded = min(self.group_rows, rows)
         batch = self.group_bytes + (decoded + min(batch_rows, decoded)) * self.row_width  # as read, and as handed on
-        training = matrix + rows * self.row_bytes + max(batch, nodes * self.node_bytes)
-        return max(training, rows * self.scoring_row_bytes)
+        building = pages + rows * self.building_row_bytes + batch
+        training = rows * self.row_bytes + nodes * self.node_bytes
+        return max(matrix + max(building, training), rows * self.scoring_row_bytes)

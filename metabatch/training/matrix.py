@@ -12,7 +12,6 @@ import functools
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import polars as pl
 import pyarrow as pa
 import xgboost as xgb
 
-from metabatch.data.batches import Piece, Reader, RowCount, as_numpy, as_text
+from metabatch.data.batches import Piece, Reader, RowCount, ahead, as_numpy, as_text
 from metabatch.data.cuts import reference_rows
 from metabatch.data.preprocess import Preprocessor
 from metabatch.errors import InputError
@@ -157,15 +156,6 @@ def blank_batches(sizes: Iterable[int], names: Sequence[str], *, missing: bool) 
         zeros = pa.array(np.zeros(rows, dtype=np.uint8))
         gap = pa.array(np.zeros(rows, dtype=np.uint8), mask=np.arange(rows) == 0)
         yield pa.Table.from_arrays([gap, *([zeros] * (len(names) - 1))], names=list(names))
-
-
-def ahead[T](source: Iterator[T]) -> Iterator[T]:
-    """`source`, whose next item is made in a thread while XGBoost takes the last one in."""
-    with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(next, source, None)
-        while (item := following.result()) is not None:
-            following = pool.submit(next, source, None)
-            yield item
 
 
 @functools.cache
