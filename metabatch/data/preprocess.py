@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metabatch.data.batches import as_numpy
+from metabatch.data.batches import as_numpy, one_chunk
 from metabatch.data.schema import is_kmer
 from metabatch.errors import InputError
 from metabatch.rundir.manifests import Feature
@@ -175,9 +175,7 @@ def _arrow_type(feature: Feature) -> pa.DataType:
 
 def _as_it_is(column: pa.ChunkedArray) -> pa.Array:
     """One byte a value, no gaps, in one piece that begins at offset 0 (see `_array`)."""
-    whole = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    if isinstance(whole, pa.ChunkedArray):
-        whole = whole.chunk(0) if whole.num_chunks else pa.array([], pa.uint8())
+    whole = one_chunk(column)
     if whole.offset == 0:
         return whole
     return pa.Array.from_buffers(whole.type, len(whole), [None, whole.buffers()[1].slice(whole.offset, len(whole))])

@@ -101,10 +101,12 @@ def measure_features(
     with Progress("feature scan", rows, "rows") as progress:
         tables = ((p.file, table) for p in pieces for table in Reader([p], names, group_column, count=count))
         for file, table in ahead(tables):
-            for name in set(table.column_names) & tallies.keys():
+            columns = set(table.column_names)
+            for name in columns & tallies.keys():
                 _look(table.column(name), tallies[name], name, file)
             picked = pa.array(np.arange(-total % stride, table.num_rows, stride))
-            _sample(table.take(picked), sampled, group_column, genes, tallies)
+            present = [c for c in sampled if c in columns]
+            _sample(table.select([*present, group_column]).take(picked), present, group_column, genes, tallies)
             total += table.num_rows
             progress.advance(table.num_rows)
     return _decide(candidates, excluded, tallies, total, max_bin, threads, native=native)
@@ -153,10 +155,8 @@ def _sample(
 ) -> None:
     mine = rows.filter(pc.is_in(as_text(rows.column(group_column)), genes))
     for name in names:
-        tally = tallies[name]
-        if name in mine.column_names:
-            values = _numbers(mine.column(name)).astype(np.float32, copy=False)
-            tally.sample.append(values[~np.isnan(values)])
+        values = _numbers(mine.column(name)).astype(np.float32, copy=False)
+        tallies[name].sample.append(values[~np.isnan(values)])
 
 
 def _decide(

@@ -40,6 +40,28 @@ class _RoundHook(xgb.callback.TrainingCallback):
         return False
 
 
+class _Judge:
+    """The metric that stops a fold; keeps the scores of the best round (of the last one with `any_round`).
+
+    They are what the booster would predict, to the last bit, and come with the metric; predicting again would search
+    the bin of every cell, which on a matrix with missing cells takes as long as growing many trees.
+    """
+
+    def __init__(self, truth: np.ndarray, weight: np.ndarray, held_out: np.ndarray, *, any_round: bool) -> None:
+        self._truth, self._weight, self._held_out, self._any_round = truth, weight, held_out, any_round
+        self.loss = float("nan")
+        self.scores = np.empty(0, dtype=np.float32)
+
+    def __call__(self, predictions: np.ndarray, _: xgb.DMatrix) -> tuple[str, float]:
+        loss = log_loss(predictions[self._held_out], self._truth, self._weight)
+        loss = float(f"{loss:f}")  # the six decimals by which XGBoost decides which round is best
+        if self._any_round or not len(self.scores) or loss < self.loss:
+            self.loss = loss
+            self.scores.resize(len(predictions), refcheck=False)
+            np.copyto(self.scores, predictions)  # XGBoost uses its array again in the next round
+        return _METRIC, loss
+
+
 def booster_params(options: Options, settings: Booster, threads: int, seed: int) -> dict[str, object]:
     """XGBoost parameters of every booster of the run."""
     return {
@@ -86,35 +108,25 @@ def train_fold(
         Rounds without gain before stopping; 0: all `rounds` are trained and kept.
     """
     matrix.set_info(label=positive.astype(np.float32), weight=np.where(held_out, np.float32(0), weight))
-    truth, held_weight = positive[held_out], weight[held_out]
-
-    def metric(predictions: np.ndarray, _: xgb.DMatrix) -> tuple[str, float]:
-        return _METRIC, log_loss(predictions[held_out], truth, held_weight)
-
-    limit = rounds
+    judge = _Judge(positive[held_out], weight[held_out], held_out, any_round=not patience)
     callbacks: list[xgb.callback.TrainingCallback] = [_RoundHook(on_round)]
     if patience:
         callbacks.append(
             xgb.callback.EarlyStopping(rounds=patience, metric_name=_METRIC, data_name=_DATA, maximize=False)
         )
-        booster = xgb.train(
-            params, matrix,
-            num_boost_round=limit, evals=[(matrix, _DATA)], custom_metric=metric,
-            verbose_eval=False, callbacks=callbacks,
-        )  # fmt: skip
-        rounds = booster.best_iteration + 1
-    else:
-        booster = xgb.train(params, matrix, num_boost_round=limit, callbacks=callbacks)
+    booster = xgb.train(
+        params, matrix,
+        num_boost_round=rounds, evals=[(matrix, _DATA)], custom_metric=judge, verbose_eval=False, callbacks=callbacks,
+    )  # fmt: skip
     trained = booster.num_boosted_rounds()
-    scores = booster.predict(matrix, iteration_range=(0, rounds))
     kept = ~held_out
     return FoldResult(
-        rounds=rounds,
+        rounds=booster.best_iteration + 1 if patience else trained,
         trained_rounds=trained,
-        stopped_early=trained < limit,
-        train_logloss=log_loss(scores[kept], positive[kept], weight[kept]),
-        held_out_logloss=log_loss(scores[held_out], truth, held_weight),
-        scores=scores,
+        stopped_early=trained < rounds,
+        train_logloss=log_loss(judge.scores[kept], positive[kept], weight[kept]),
+        held_out_logloss=judge.loss,
+        scores=judge.scores,
     )
 
 

@@ -20,11 +20,10 @@ import polars as pl
 import pyarrow as pa
 import xgboost as xgb
 
-from metabatch.data.batches import Piece, Reader, RowCount, ahead, as_numpy, as_text
+from metabatch.data.batches import Piece, Reader, RowCount, as_numpy, as_text
 from metabatch.data.cuts import reference_rows
 from metabatch.data.preprocess import Preprocessor
 from metabatch.errors import InputError
-from metabatch.resources.law import WHOLE_GROUP_ROWS
 from metabatch.resources.usage import trim_memory
 from metabatch.rundir.manifests import Columns
 from metabatch.rundir.scratch import page_folder
@@ -141,6 +140,7 @@ class Batches(xgb.DataIter):
             self._stream = self._blank() if self._passes in self._shape_passes else self._make()
         batch = next(self._stream, None)
         if batch is None:
+            trim_memory()  # of the batches, before XGBoost makes its index by columns
             return False
         # A label per row is required to be there; the real ones are set later for each class.
         input_data(data=batch, label=np.zeros(batch.shape[0], dtype=np.float32), feature_names=self._names)
@@ -234,14 +234,10 @@ def build_matrix(
     """
     features = [f.name for f in prepare.features]
 
-    def prepared() -> Iterator[Batch]:
+    def batches() -> Iterator[Batch]:
         for table in Reader(pieces, features, columns.group, batch_rows, count=count):
             yield prepare.transform(table, where=where)
             on_batch(table.num_rows)
-
-    def batches() -> Iterator[Batch]:
-        # Not with small batches: memory is what they are for.
-        return prepared() if batch_rows < WHOLE_GROUP_ROWS else ahead(prepared())
 
     def blank() -> Iterator[Batch]:
         return blank_batches(sizes, prepare.matrix_names, missing=missing)
