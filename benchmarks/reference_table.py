@@ -3,7 +3,7 @@
     PYTHONPATH=. python benchmarks/reference_table.py OUT [--genes N] [--features N] [--processes N] [--seed N]
 
 Genes have 8 to 17,629 rows (log-normal, 402 on average); a table of fewer genes has the same distribution. k-mer
-counts are Poisson with the rate of their k-mer in a window of 200 nt (AT-rich k-mers often, those with CG seldom),
+counts are Poisson with the rate of their k-mer in a window of 120 nt (AT-rich k-mers often, those with CG seldom),
 which leaves about 81 % of the cells 0. Donors and acceptors are 0.5 % of the rows each; the base scores, their context
 and some k-mers tell something of them. Every gene is drawn from its own seed.
 """
@@ -24,7 +24,7 @@ FEWEST_ROWS, MOST_ROWS = 8, 17_629
 MEDIAN_ROWS, SPREAD = 221, 1.1
 ROW_GROUP = 16_384
 GENES_PER_SHARD = 290
-WINDOW = 200
+WINDOW = 120
 SITE_RATE = 0.005
 # Rate of each base, and how much rarer a CG is than its bases say.
 BASES, BASE_RATE, CG = "ACGT", {"A": 0.29, "C": 0.21, "G": 0.21, "T": 0.29}, 0.25

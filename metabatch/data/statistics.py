@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from metabatch.data.batches import Piece, Reader, RowCount, ahead, as_numpy, as_text
 from metabatch.data.cuts import sketch_cuts
-from metabatch.data.missing import Seen, choose_policies
+from metabatch.data.missing import Seen, Wish, choose_policies
 from metabatch.data.roles import Candidate
 from metabatch.errors import InputError
 from metabatch.resources.progress import Progress
@@ -66,7 +66,7 @@ class _Tally:
 def measure_features(
     pieces: Sequence[Piece], rows: int, candidates: Sequence[Candidate], excluded: Sequence[ExcludedColumn],
     group_column: str, training: Collection[str], count: RowCount, max_bin: int, threads: int,
-    *, native: bool,
+    wish: Wish,
 ) -> tuple[FeatureSet, list[np.ndarray]]:  # fmt: skip
     """Look at every cell of the candidates in `pieces`; decide the preprocessing and the cuts of each feature.
 
@@ -78,8 +78,8 @@ def measure_features(
         Genes that are not held out: only they give the sample from which features of many values are cut.
     count : RowCount
         Receives the rows read and asked for.
-    native : bool
-        Leave missing cells and zeros as they are (see `metabatch.data.missing`).
+    wish : Wish
+        What may become of missing cells and zeros.
 
     Returns
     -------
@@ -109,7 +109,7 @@ def measure_features(
             _sample(table.select([*present, group_column]).take(picked), present, group_column, genes, tallies)
             total += table.num_rows
             progress.advance(table.num_rows)
-    return _decide(candidates, excluded, tallies, total, max_bin, threads, native=native)
+    return _decide(candidates, excluded, tallies, total, max_bin, threads, wish)
 
 
 def _look(column: pa.ChunkedArray, tally: _Tally, name: str, file: Path) -> None:
@@ -161,7 +161,7 @@ def _sample(
 
 def _decide(
     candidates: Sequence[Candidate], excluded: Sequence[ExcludedColumn], tallies: dict[str, _Tally], total: int,
-    max_bin: int, threads: int, *, native: bool,
+    max_bin: int, threads: int, wish: Wish,
 ) -> tuple[FeatureSet, list[np.ndarray]]:  # fmt: skip
     kept, gone, notes = [], list(excluded), list[str]()
     for c in candidates:
@@ -179,7 +179,7 @@ def _decide(
     if not kept:
         raise InputError("every feature column is constant or empty", expected="at least one feature that varies")
     most = max(_values_at_most(tallies[c.name], max_bin) for c in kept)
-    chosen = choose_policies([_seen(tallies[c.name], total) for c in kept], most, native=native)
+    chosen = choose_policies([_seen(tallies[c.name], total) for c in kept], most, wish)
     notes.extend(chosen.notes)
     absent = [c for c in kept if c.absent_from]
     if absent:

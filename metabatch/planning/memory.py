@@ -84,6 +84,12 @@ def memory_law(
     )
 
 
+def room_per_cell(budget: int, rows: int, features: int, options: Options) -> float:
+    """Bytes per cell that `budget` leaves for a matrix, less a tenth for what is not known before the law is."""
+    left = budget - BASELINE_BYTES - rows * (ROW_BYTES if not options.n_folds else FOLD_ROW_BYTES)
+    return max(0.0, 0.9 * left / (rows * features))
+
+
 def _cell_ratio(probe: ProbeResult, features: int) -> float:
     """Measured over expected bytes per cell, from the growth between the two sizes tried."""
     rows, grown = probe.rows[-1] - probe.rows[0], probe.matrix_bytes[-1] - probe.matrix_bytes[0]

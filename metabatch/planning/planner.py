@@ -16,6 +16,7 @@ from metabatch import __version__
 from metabatch.data.batches import RowCount
 from metabatch.data.cuts import cut_table
 from metabatch.data.index import GeneIndex, build_index, class_column, pieces_for
+from metabatch.data.missing import Wish
 from metabatch.data.partition import units_of
 from metabatch.data.roles import classify, resolve_columns
 from metabatch.data.schema import union_schema
@@ -28,7 +29,7 @@ from metabatch.planning.duration import speed_of
 from metabatch.planning.existing import discard_plan, existing_plan
 from metabatch.planning.holdout import choose_holdout, draw_sample
 from metabatch.planning.learning import learned_law
-from metabatch.planning.memory import largest_group, memory_law
+from metabatch.planning.memory import largest_group, memory_law, room_per_cell
 from metabatch.planning.probing import run_probe
 from metabatch.planning.profiles import apply_profile, tier_of
 from metabatch.planning.strategies import DEFAULT_CAP_GB, GIB, Choice, choose
@@ -104,7 +105,8 @@ def make_plan(
     pieces = pieces_for(index.segments, genes["gene_id"].to_list(), files)
     features, cuts = measure_features(
         pieces, int(genes["rows"].sum()), candidates, excluded, columns.group, training["gene_id"].to_list(), count,
-        options.max_bin, options.threads or cpu_count(), native=options.missing_policy == "native",
+        options.max_bin, options.threads or cpu_count(),
+        Wish(options.missing_policy == "native", _rooms(training, len(candidates), options, budget)),
     )  # fmt: skip
     log.info("feature scan: %s rows read for %s asked", f"{count.read:,}", f"{count.asked:,}")
     warnings = [*index.warnings, *features.notes, *problems]
@@ -174,6 +176,14 @@ def decide_budget(options: Options) -> tuple[Budget, int]:
         return Budget(bytes=cap, source=f"default cap of {DEFAULT_CAP_GB:g} GB per instance"), limit.bytes
     source = f"{options.safety_factor:g} x {limit.bytes / GIB:.1f} GB ({limit.source})"
     return Budget(bytes=available, source=source), limit.bytes
+
+
+def _rooms(training: pl.DataFrame, features: int, options: Options, budget: Budget) -> tuple[float, ...]:
+    """Bytes per cell that the budget has for the matrix of all genes, and of an instance of the size wished for."""
+    rows = int(training["rows"].sum())
+    instance = math.ceil(rows * min(1.0, options.genes_per_instance / training.height))
+    sizes = {"auto": (rows, instance), "multi-instance": (instance,)}.get(options.strategy, (rows,))
+    return tuple(room_per_cell(budget.bytes, size, features, options) for size in sizes)
 
 
 def _training_problems(training: pl.DataFrame, columns: Columns, options: Options) -> list[str]:

@@ -11,6 +11,7 @@ import xgboost as xgb
 
 from metabatch.data.batches import RowCount, whole_files
 from metabatch.data.cuts import cut_table, cuts_of, reference_rows, sketch_cuts
+from metabatch.data.missing import Wish
 from metabatch.data.roles import Candidate
 from metabatch.data.statistics import measure_features
 from metabatch.training.matrix import Batches, blank_batches, decoded_passes, shape_passes
@@ -61,7 +62,7 @@ def test_counts_get_a_bin_a_value_and_only_training_genes_give_the_sample(tmp_pa
     dtypes = {"count": "uint8", "wide": "int32", "score": "float32"}
     candidates = [Candidate(k, v, "context", ()) for k, v in dtypes.items()]  # type: ignore[arg-type]
     features, cuts = measure_features(
-        whole_files([file]), n, candidates, [], "gene_id", ["T"], RowCount(), 16, 1, native=False
+        whole_files([file]), n, candidates, [], "gene_id", ["T"], RowCount(), 16, 1, Wish()
     )
     by_name = dict(zip([f.name for f in features.features], cuts, strict=True))
     assert by_name["count"].tolist() == [0, 3, 200]

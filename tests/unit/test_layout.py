@@ -10,6 +10,7 @@ import pytest
 
 from metabatch.data.batches import RowCount, whole_files
 from metabatch.data.layout import cell_bytes
+from metabatch.data.missing import Wish
 from metabatch.data.roles import Candidate
 from metabatch.data.statistics import measure_features
 from metabatch.rundir.manifests import FeatureSet
@@ -37,9 +38,7 @@ def measured(tmp_path: Path, columns: dict[str, np.ndarray]) -> FeatureSet:
     candidates = [
         Candidate(k, "float32" if v.dtype.kind == "f" else "uint8", "context", ()) for k, v in columns.items()
     ]
-    return measure_features(whole_files([file]), n, candidates, [], "gene_id", ["A"], RowCount(), 256, 1, native=False)[
-        0
-    ]
+    return measure_features(whole_files([file]), n, candidates, [], "gene_id", ["A"], RowCount(), 256, 1, Wish())[0]
 
 
 def test_zeros_are_left_out_where_the_matrix_gains_and_only_of_mostly_zero_features(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metabatch.data.batches import RowCount, whole_files
-from metabatch.data.missing import Seen, choose_policies, sentinel_below
+from metabatch.data.missing import Seen, Wish, choose_policies, sentinel_below
 from metabatch.data.preprocess import Preprocessor
 from metabatch.data.roles import Candidate
 from metabatch.data.statistics import measure_features
@@ -22,7 +23,7 @@ FULL = Seen(missing=0.0, zero=0.1, low=-2.0)
 
 
 def test_a_few_missing_cells_get_a_sentinel_because_they_would_double_the_matrix() -> None:
-    found = choose_policies([Seen(0.02, 0.1, -3.0), *[FULL] * 9], 256, native=False)
+    found = choose_policies([Seen(0.02, 0.1, -3.0), *[FULL] * 9], 256, Wish())
     assert found.policies == ("sentinel", *["native"] * 9)
     assert found.densities == (1.0,) * 10
     assert found.sentinels == (-6.0, *[None] * 9)
@@ -31,13 +32,32 @@ def test_a_few_missing_cells_get_a_sentinel_because_they_would_double_the_matrix
 
 def test_missing_cells_stay_as_they_are_where_that_costs_little_or_is_asked_for() -> None:
     mostly_missing = [Seen(0.7, 0.1, 0.0)] * 10
-    assert set(choose_policies(mostly_missing, 256, native=False).policies) == {"native"}
-    assert set(choose_policies([Seen(0.02, 0.1, 0.0)] * 10, 256, native=True).policies) == {"native"}
-    assert set(choose_policies([Seen(0.0, 0.9, 0.0)] * 10, 256, native=True).policies) == {"native"}
+    assert set(choose_policies(mostly_missing, 256, Wish()).policies) == {"native"}
+    assert set(choose_policies([Seen(0.02, 0.1, 0.0)] * 10, 256, Wish(native=True)).policies) == {"native"}
+    assert set(choose_policies([Seen(0.0, 0.9, 0.0)] * 10, 256, Wish(native=True)).policies) == {"native"}
+
+
+COUNTS = [Seen(0.0, 0.95, 0.0)] * 85 + [FULL] * 15  # 2.1 bytes per cell with their zeros, 2.5 without
+
+
+@pytest.mark.parametrize(
+    ("rooms", "expected"),
+    [
+        ((math.inf,), "zero-as-missing"),
+        ((2.3,), "native"),  # without the zeros it would not fit
+        ((2.0, 10.0), "zero-as-missing"),  # all genes fit in no way, an instance does
+        ((2.3, 10.0), "native"),  # all genes fit with the zeros only
+        ((1.0,), "native"),
+    ],
+)
+def test_zeros_are_left_out_for_speed_where_the_budget_has_room(rooms: tuple[float, ...], expected: str) -> None:
+    found = choose_policies(COUNTS, 256, Wish(rooms=rooms))
+    assert set(found.policies) == {"native", expected}
+    assert any("bytes per cell" in note for note in found.notes)
 
 
 def test_no_sentinel_where_there_is_no_room_below_the_values() -> None:
-    found = choose_policies([Seen(0.02, 0.1, -3e38), *[FULL] * 9], 256, native=False)
+    found = choose_policies([Seen(0.02, 0.1, -3e38), *[FULL] * 9], 256, Wish())
     assert set(found.policies) == {"native"}
 
 
@@ -69,7 +89,7 @@ def test_the_sentinel_has_a_bin_of_its_own_and_no_feature_more_bins_than_asked_f
     frame.write_parquet(tmp_path / "t.parquet")
     features, cuts = measure_features(
         whole_files([tmp_path / "t.parquet"]), 4000, [Candidate("x", "float32", "context", ())], [], "gene_id", ["A"],
-        RowCount(), 16, 1, native=False,
+        RowCount(), 16, 1, Wish(),
     )  # fmt: skip
     (feature,) = features.features
     assert feature.missing == "sentinel"
