@@ -39,7 +39,7 @@ _PLANNING = {
     "holdout_chrom": ("LIST", "Chromosomes set aside for evaluation instead of a fraction, split groups whole."),
     "profile": ("NAME", "default, auto, low, standard or high: genes per instance and trees by memory tier."),
     "learn_from": ("RUN", "Correct the predicted memory by what an earlier run on the same data measured."),
-    "missing_policy": ("NAME", "auto: zeros and missing cells stored for memory, for speed in reach; native: as is."),
+    "missing_policy": ("NAME", "auto: zeros and missing cells by their cost in memory and time; native: as they are."),
     "seed": ("N", "Seed of every random choice."),
 }
 _TRAINING = {
