@@ -209,10 +209,10 @@ def test_a_class_in_few_genes_trains_with_null_metrics_where_undefined(tmp_path:
 
 def test_a_giant_gene_over_the_budget_is_named(tmp_path: Path, run: Path) -> None:
     small = small_table(genes=12, rows=30)
-    giant = small_table(genes=1, rows=60_000).with_columns(pl.lit("GIANT").alias("gene_id"))
+    giant = small_table(genes=1, rows=150_000).with_columns(pl.lit("GIANT").alias("gene_id"))
     data = write_table(tmp_path / "giant", pl.concat([small, giant]))
-    words = ("--strategy", "multi-instance", "--max-memory-per-instance-gb", "0.283", "--holdout-fraction", "0")
-    plan_refused(data, run, "gene GIANT alone has 60,000 rows", "--max-memory-per-instance-gb", code=4, options=words)
+    words = ("--strategy", "multi-instance", "--max-memory-per-instance-gb", "0.26", "--holdout-fraction", "0")
+    plan_refused(data, run, "gene GIANT alone has 150,000 rows", "--max-memory-per-instance-gb", code=4, options=words)
 
 
 def test_more_folds_than_genes(data: Path, run: Path) -> None:
