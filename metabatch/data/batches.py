@@ -71,6 +71,8 @@ class Reader:
                     self.count.asked += wanted.num_rows
                     for start in range(0, wanted.num_rows, self.rows_at_once):
                         yield wanted.slice(start, self.rows_at_once)
+            except MemoryError:  # Arrow's own is an ArrowException too
+                raise
             except (pa.ArrowException, OSError) as error:
                 raise InputError(
                     f"{piece.file.name} is damaged: {str(error).splitlines()[0]}",

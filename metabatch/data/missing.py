@@ -98,7 +98,8 @@ def _faster(features: Sequence[Seen], policies: Sequence[MissingPolicy]) -> bool
 
 
 def sentinel_below(low: float) -> float:
-    """A float32 that is clearly below `low`, the smallest value; minus infinity when there is none."""
+    """A float32 that is clearly below `low`, the smallest value, and below 0; minus infinity when there is none."""
+    low = min(low, 0.0)  # a k-mer that another table lacks counts as 0
     with np.errstate(over="ignore"):
         return float(np.float32(low) - np.float32(max(1.0, abs(low))))
 

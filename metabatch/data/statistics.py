@@ -67,7 +67,7 @@ def measure_features(
     pieces: Sequence[Piece], rows: int, candidates: Sequence[Candidate], excluded: Sequence[ExcludedColumn],
     group_column: str, training: Collection[str], count: RowCount, max_bin: int, threads: int,
     wish: Wish,
-) -> tuple[FeatureSet, list[np.ndarray]]:  # fmt: skip
+) -> tuple[FeatureSet, list[np.ndarray], list[str]]:  # fmt: skip
     """Look at every cell of the candidates in `pieces`; decide the preprocessing and the cuts of each feature.
 
     Parameters
@@ -75,7 +75,8 @@ def measure_features(
     rows : int
         Rows of the genes in `pieces`.
     training : collection of str
-        Genes that are not held out: only they give the sample from which features of many values are cut.
+        Genes that are not held out: only they give the sample from which features of many values are cut (those of
+        8 bits are counted in all rows).
     count : RowCount
         Receives the rows read and asked for.
     wish : Wish
@@ -86,6 +87,8 @@ def measure_features(
     features : FeatureSet
     cuts : list of ndarray
         Per feature, in matrix order; see `metabatch.data.cuts.sketch_cuts`.
+    notes : list of str
+        For people: what became of missing cells, and columns that some shards lack.
 
     Raises
     ------
@@ -93,7 +96,7 @@ def measure_features(
         A column with infinite values, naming it and the shard.
     """
     tallies = {c.name: _Tally(counts=None if c.dtype == "float32" else np.zeros(0, np.int64)) for c in candidates}
-    sampled = [c.name for c in candidates if c.dtype not in ("uint8", "int8") or max_bin < 256]
+    sampled = [c.name for c in candidates if c.dtype not in ("uint8", "int8")]
     stride = max(1, -(-rows // min(_SAMPLE_ROWS, max(1, _SAMPLE_CELLS // max(1, len(sampled))))))
     genes = pa.array(sorted(training), pa.string())
     total = 0
@@ -162,7 +165,7 @@ def _sample(
 def _decide(
     candidates: Sequence[Candidate], excluded: Sequence[ExcludedColumn], tallies: dict[str, _Tally], total: int,
     max_bin: int, threads: int, wish: Wish,
-) -> tuple[FeatureSet, list[np.ndarray]]:  # fmt: skip
+) -> tuple[FeatureSet, list[np.ndarray], list[str]]:  # fmt: skip
     kept, gone, notes = [], list(excluded), list[str]()
     for c in candidates:
         t = tallies[c.name]
@@ -200,14 +203,17 @@ def _decide(
         )
         for c, policy, sentinel in policies
     )
-    return FeatureSet(
-        features=features,
-        excluded=tuple(sorted(gone, key=lambda e: e.name)),
-        densities=chosen.densities,
-        bins=tuple(len(c) for c in cuts),
-        has_missing=min(chosen.densities) < 1,
-        notes=tuple(notes),
-    ), cuts
+    return (
+        FeatureSet(
+            features=features,
+            excluded=tuple(sorted(gone, key=lambda e: e.name)),
+            densities=chosen.densities,
+            bins=tuple(len(c) for c in cuts),
+            has_missing=min(chosen.densities) < 1,
+        ),
+        cuts,
+        notes,
+    )
 
 
 def _values_at_most(tally: _Tally, max_bin: int) -> int:
@@ -228,10 +234,14 @@ def _cuts(
     samples: dict[int, dict[str, np.ndarray]] = {}
     for c, policy, sentinel in kept:
         tally = tallies[c.name]
-        values, room = tally.values(), max_bin - (sentinel is not None)
-        if values is not None and len(values) < room:
-            zero = [0] if tally.zeros else []  # also where a shard lacks the k-mer
-            place, found = cuts, np.union1d(values, zero).astype(np.float32)
+        values, room = tally.values(), max(2, max_bin - (sentinel is not None))
+        zero = [0] if tally.zeros else []  # also where a shard lacks the k-mer
+        if values is not None and len(known := np.union1d(values, zero)) <= room:
+            place, found = cuts, known.astype(np.float32)
+        elif values is not None and tally.counts is not None and not tally.sample:  # 8 bits: counted, not sampled
+            # As often as they occur, each at least once.
+            times = np.maximum(1, tally.counts[tally.counts > 0] * _SAMPLE_ROWS // tally.counts.sum())
+            place, found = samples.setdefault(room, {}), np.repeat(values, times).astype(np.float32)
         else:
             # Values in held-out genes only, or too rare for the sample: the ends of the range still give a bin.
             found = np.concatenate([*tally.sample, np.array([tally.low, tally.high], np.float32)])
@@ -239,7 +249,9 @@ def _cuts(
         place[c.name] = found[found != 0] if policy == "zero-as-missing" else found
     for room, of_name in samples.items():
         cuts |= dict(zip(of_name, sketch_cuts(list(of_name.values()), room, threads), strict=True))
-    return [
-        cuts[c.name] if sentinel is None else np.concatenate([np.array([sentinel], np.float32), cuts[c.name]])
-        for c, _, sentinel in kept
-    ]
+    return [cuts[c.name] if sentinel is None else _with_sentinel(cuts[c.name], sentinel) for c, _, sentinel in kept]
+
+
+def _with_sentinel(cuts: np.ndarray, sentinel: float) -> np.ndarray:
+    """A bin for the sentinel; the next begins half-way: a value a little below all known ones is not missing."""
+    return np.concatenate([np.array([sentinel, (sentinel + float(cuts[0])) / 2], np.float32), cuts[1:]])

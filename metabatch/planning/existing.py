@@ -21,7 +21,7 @@ def existing_plan(
 ) -> Plan | None:
     """The plan already there when it is the same; an InputError when it is another.
 
-    Threads and the memory of this machine do not make it another plan.
+    Threads, the memory of this machine and a run to learn from do not make it another plan.
     """
     strangers = foreign_entries(run.root)
     if strangers and not run.plan.exists():
@@ -44,7 +44,9 @@ def existing_plan(
         )
     tier = plan.profile if options.profile == plan.options.profile else tier_of(options, 0)
     asked, _ = apply_profile(options, explicit, tier)
-    old, new = (msgspec.structs.asdict(msgspec.structs.replace(o, threads=None)) for o in (plan.options, asked))
+    old, new = (
+        msgspec.structs.asdict(msgspec.structs.replace(o, threads=None, learn_from=None)) for o in (plan.options, asked)
+    )
     if old != new:
         changed = [f"{k} {old[k]} -> {new[k]}" for k in old if old[k] != new[k]]
         raise InputError(

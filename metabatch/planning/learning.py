@@ -13,17 +13,22 @@ from metabatch.resources.law import MemoryLaw
 from metabatch.resources.usage import ResourceUsage
 from metabatch.rundir.fingerprint import dataset_fingerprint, open_plan
 from metabatch.rundir.layout import require_run
-from metabatch.rundir.manifests import Plan, Shard
+from metabatch.rundir.manifests import Plan, PlannedInstance, Shard
 from metabatch.rundir.markers import check_stage, is_marked
 
 # Options on which the law depends; with others the peaks of a run say nothing of this one.
 _SAME = ("classes", "max_depth", "max_bin", "n_folds", "exclude_features", "allow_features")
+# Where less than this grew, the libraries' own variation tells more than the data. A law is lowered by a fifth at most.
+_TELLING_BYTES, _LEAST_FACTOR = 64 << 20, 0.8
+# The stored part of the cells of two runs of the same features may differ by this (samples, holdouts).
+_SAME_DENSITY = 0.02
 
 
 def learned_law(law: MemoryLaw, path: str, shards: Sequence[Shard], options: Options) -> MemoryLaw:
-    """The law scaled so that no finished instance of the run at `path` would have been predicted too low.
+    """The law corrected so that no finished instance of the run at `path` would have been predicted too low.
 
-    What is compared is what grows with the data: measured and predicted peak without the libraries.
+    Instances in memory whose matrix outweighs the libraries scale what grows with the data: measured over predicted
+    peak without the libraries. Others (small ones, external memory) only raise what is fixed.
 
     Raises
     ------
@@ -40,26 +45,45 @@ def learned_law(law: MemoryLaw, path: str, shards: Sequence[Shard], options: Opt
             f"--learn-from {path}: that run was planned with other {', '.join(other) or 'features'}",
             expected="the same classes, features, bins, depth and folds",
         )
-    factors = [
-        factor
-        for planned in plan.instances
-        if (factor := _factor(law, run.instance(planned.index).root, plan, planned.index)) is not None
-    ]
-    if not factors:
+    if abs(plan.memory_law.stored_fraction - law.stored_fraction) > _SAME_DENSITY:
+        raise InputError(
+            f"--learn-from {path}: that run stores {plan.memory_law.stored_fraction:.0%} of the cells, this one "
+            f"{law.stored_fraction:.0%}",
+            expected="the same missing-value policy",
+            next_step="give both the same --missing-policy and budget",
+        )
+    peaks = [_peak(run.instance(p.index).root, plan) for p in plan.instances]
+    done = [(planned, usage) for planned, usage in zip(plan.instances, peaks, strict=True) if usage is not None]
+    if not done:
         raise InputError(f"--learn-from {path}: no instance of that run is done", next_step=f"bin/status {path}")
-    return law.scaled(max(factors))
+    factors = [f for planned, usage in done if (f := _factor(law, planned, usage)) is not None]
+    scaled = law.scaled(max(_LEAST_FACTOR, *factors)) if factors else law
+    short = max((usage.measured_peak_bytes - _predicted(scaled, planned, usage) for planned, usage in done), default=0)
+    if short <= 0:
+        return scaled
+    return msgspec.structs.replace(
+        scaled, fixed_bytes=scaled.fixed_bytes + short, fixed_anonymous_bytes=scaled.fixed_anonymous_bytes + short
+    )
 
 
-def _factor(law: MemoryLaw, folder: Path, plan: Plan, index: int) -> float | None:
+def _peak(folder: Path, plan: Plan) -> ResourceUsage | None:
+    """What a finished instance measured; None for others, and for one trained in parts."""
     if not is_marked(folder):
         return None
     check_stage(folder, stage="instance", fingerprint=plan.fingerprint)
     usage = msgspec.json.decode((folder / "resource_usage.json").read_bytes(), type=ResourceUsage)
-    if usage.parts > 1:
-        return None
-    planned = plan.instances[index]
+    return usage if usage.parts == 1 else None
+
+
+def _predicted(law: MemoryLaw, planned: PlannedInstance, usage: ResourceUsage) -> int:
     if usage.external:
-        fixed, predicted = law.fixed_anonymous_bytes, law.external(planned.rows, usage.batch_rows)
-    else:
-        fixed, predicted = law.fixed_bytes, law.in_memory(planned.rows, planned.genes)
-    return max(0.0, usage.measured_peak_bytes - fixed) / max(1, predicted - fixed)
+        return law.external(planned.rows, usage.batch_rows)
+    return law.in_memory(planned.rows, planned.genes)
+
+
+def _factor(law: MemoryLaw, planned: PlannedInstance, usage: ResourceUsage) -> float | None:
+    """Measured over predicted growth, where there is enough of it to tell."""
+    growth = law.in_memory(planned.rows, planned.genes) - law.fixed_bytes
+    if usage.external or growth < _TELLING_BYTES:
+        return None
+    return (usage.measured_peak_bytes - law.fixed_bytes) / growth

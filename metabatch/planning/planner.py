@@ -103,13 +103,13 @@ def make_plan(
     problems = _training_problems(training, columns, options)
     count = RowCount()
     pieces = pieces_for(index.segments, genes["gene_id"].to_list(), files)
-    features, cuts = measure_features(
+    features, cuts, notes = measure_features(
         pieces, int(genes["rows"].sum()), candidates, excluded, columns.group, training["gene_id"].to_list(), count,
         options.max_bin, options.threads or cpu_count(),
         Wish(options.missing_policy == "native", _rooms(training, len(candidates), options, budget)),
     )  # fmt: skip
     log.info("feature scan: %s rows read for %s asked", f"{count.read:,}", f"{count.asked:,}")
-    warnings = [*index.warnings, *features.notes, *problems]
+    warnings = [*index.warnings, *notes, *problems]
     booster = _booster(columns)
     group = largest_group(files, features)
     probe, unprobed = run_probe(
@@ -182,6 +182,8 @@ def _rooms(training: pl.DataFrame, features: int, options: Options, budget: Budg
     """Bytes per cell that the budget has for the matrix of all genes, and of an instance of the size wished for."""
     rows = int(training["rows"].sum())
     instance = math.ceil(rows * min(1.0, options.genes_per_instance / training.height))
+    if options.strategy == "external":  # its pages need no memory
+        return (math.inf,)
     sizes = {"auto": (rows, instance), "multi-instance": (instance,)}.get(options.strategy, (rows,))
     return tuple(room_per_cell(budget.bytes, size, features, options) for size in sizes)
 
@@ -236,7 +238,9 @@ def _instances(
     for index, (core, overlap) in enumerate(zip(allocation.core, allocation.overlap, strict=True)):
         size, count = int(rows[index]), len(core) + len(overlap)
         peak = law.external(size, choice.batch_rows) if external else law.in_memory(size, count)
-        request = min(budget.bytes, round(peak * 1.1) + (128 << 20))
+        pages = law.page_bytes(size) if external else 0
+        # The page cache counts as the job's memory: without room for it every tree is read from disk.
+        request = min(budget.bytes, round(peak * 1.1) + (128 << 20) + pages)
         planned.append(
             PlannedInstance(
                 index=index,
@@ -247,7 +251,7 @@ def _instances(
                 predicted_peak_bytes=peak,
                 mem_request_mb=math.ceil(request / (1 << 20)),
                 expected_seconds=round(choice.seconds[index], 1),
-                page_bytes=law.page_bytes(size) if external else 0,
+                page_bytes=pages,
                 batch_rows=choice.batch_rows,
             )
         )

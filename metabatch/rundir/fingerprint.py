@@ -21,8 +21,8 @@ def dataset_fingerprint(shards: Sequence[Shard]) -> str:
 def plan_fingerprint(plan: Plan) -> str:
     """sha256 over what decides the models: data content, options, columns, tables and who trains what.
 
-    Where the data lies, threads, budgets and estimates do not count: the same plan made on another machine
-    has the same fingerprint.
+    Where the data lies, threads, budgets and estimates do not count as such: the same decisions made on another
+    machine have the same fingerprint. (A budget can decide the strategy, the instances and the missing-value policy.)
     """
     decided = {
         "format_version": plan.format_version,

@@ -75,7 +75,6 @@ class FeatureSet(_Manifest, frozen=True, kw_only=True):
     densities: tuple[float, ...]
     bins: tuple[int, ...]
     has_missing: bool
-    notes: tuple[str, ...] = ()
 
 
 class Columns(_Manifest, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from metabatch import __version__
@@ -32,7 +32,8 @@ def finish_stage(
 ) -> Done:
     """Publish every file of the attempt folder `source` into `target`, then write the marker.
 
-    Files that the marker replaced recorded and the new one does not are removed.
+    What an earlier stage left in `target` is removed: files that its marker recorded, and all that lies in the folders
+    that this one publishes (a marker may be lost, its files still there).
 
     Parameters
     ----------
@@ -61,8 +62,22 @@ def finish_stage(
         file = target / name
         if target.resolve() in file.resolve().parents:
             file.unlink(missing_ok=True)
+    _remove_strangers(target, files.keys(), {name.split("/")[0] for name in files.keys() | before if "/" in name})
     save(target / MARKER, done)
     return done
+
+
+def _remove_strangers(target: Path, files: Collection[str], folders: Collection[str]) -> None:
+    """Delete files below `folders` that are not among `files`, and folders that are left empty."""
+    for top in (target / name for name in folders):
+        if top.is_symlink():
+            continue
+        for path in sorted(top.rglob("*"), reverse=True):  # what is in a folder before the folder
+            if path.is_dir() and not path.is_symlink():
+                if not any(path.iterdir()):
+                    path.rmdir()
+            elif str(path.relative_to(target)) not in files:
+                path.unlink()
 
 
 def check_stage(folder: Path, *, stage: str, fingerprint: str) -> Done:

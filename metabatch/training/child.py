@@ -5,6 +5,7 @@ Its only argument is a `Job`; what it writes to stdout is a `Report`.
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import traceback
@@ -45,6 +46,8 @@ def attempt_report(job: Job) -> Report:
     except MemoryError as error:
         return Report(outcome="out-of-memory", exit_code=4, message=f"the allocator refused: {error}"[:_LONGEST])
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            return Report(outcome="out-of-memory", exit_code=4, message=f"the kernel refused: {error}"[:_LONGEST])
         where = None if error.filename is None else str(error.filename)
         return Report(outcome="failed", exit_code=3, message=str(error)[:_LONGEST], where=where, errno=error.errno)
     except Exception as error:

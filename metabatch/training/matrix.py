@@ -236,8 +236,11 @@ def build_matrix(
 
     def batches() -> Iterator[Batch]:
         for table in Reader(pieces, features, columns.group, batch_rows, count=count):
-            yield prepare.transform(table, where=where)
-            on_batch(table.num_rows)
+            rows, batch = table.num_rows, prepare.transform(table, where=where)
+            del table  # neither may be held while the next one is decoded
+            yield batch
+            del batch
+            on_batch(rows)
 
     def blank() -> Iterator[Batch]:
         return blank_batches(sizes, prepare.matrix_names, missing=missing)

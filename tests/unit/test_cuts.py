@@ -61,7 +61,7 @@ def test_counts_get_a_bin_a_value_and_only_training_genes_give_the_sample(tmp_pa
     frame.write_parquet(file, row_group_size=700)
     dtypes = {"count": "uint8", "wide": "int32", "score": "float32"}
     candidates = [Candidate(k, v, "context", ()) for k, v in dtypes.items()]  # type: ignore[arg-type]
-    features, cuts = measure_features(
+    features, cuts, _ = measure_features(
         whole_files([file]), n, candidates, [], "gene_id", ["T"], RowCount(), 16, 1, Wish()
     )
     by_name = dict(zip([f.name for f in features.features], cuts, strict=True))
@@ -70,6 +70,32 @@ def test_counts_get_a_bin_a_value_and_only_training_genes_give_the_sample(tmp_pa
     inner = by_name["score"][:-1]
     assert inner.max() <= 1  # the held-out genes' 100 shows as the end of the range only
     assert features.bins == tuple(len(c) for c in cuts)
+
+
+def test_a_feature_that_uses_every_value_of_its_type_keeps_its_bins(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    n = 20_000
+    every = rng.permutation(np.arange(n) % 256).astype(np.uint8)
+    gaps = pl.Series([None], dtype=pl.UInt8).new_from_index(0, n)
+    some_missing = pl.Series(every).zip_with(pl.Series(rng.random(n) > 0.01), gaps)
+    frame = pl.DataFrame({"gene_id": ["T"] * n, "full": every, "gaps": some_missing, "rest": rng.random(n)})
+    file = tmp_path / "t.parquet"
+    frame.write_parquet(file)
+    dtypes = {"full": "uint8", "gaps": "uint8", "rest": "float32"}
+    candidates = [Candidate(k, v, "context", ()) for k, v in dtypes.items()]  # type: ignore[arg-type]
+    features, cuts, _ = measure_features(
+        whole_files([file]), n, candidates, [], "gene_id", ["T"], RowCount(), 256, 1, Wish()
+    )
+    full, with_gaps, _ = cuts
+    assert full.tolist() == list(range(256))
+    assert features.features[1].missing == "sentinel"
+    assert with_gaps[0] == features.features[1].sentinel == -1
+    assert len(with_gaps) >= 250
+    few, _, _ = measure_features(whole_files([file]), n, candidates, [], "gene_id", ["T"], RowCount(), 16, 1, Wish())[1]
+    assert 14 <= len(few) <= 16
+    matrix = xgb.QuantileDMatrix(reference_rows(cuts), max_bin=256)
+    pointers, _ = matrix.get_quantile_cut()
+    assert np.diff(pointers).tolist() == [len(c) + 1 for c in cuts]  # one more stands for the end
 
 
 @pytest.mark.parametrize("missing", [False, True])
