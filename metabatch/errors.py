@@ -65,7 +65,7 @@ class InputError(MetabatchError):
 
 
 class BudgetError(MetabatchError):
-    """The work would exceed the memory (or disk) it is given; nothing was started."""
+    """The work would exceed the memory (or disk) it is given; training: in every way there is."""
 
     exit_code = 4
 

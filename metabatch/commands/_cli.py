@@ -20,7 +20,7 @@ EXIT_CODES = """Exit codes:
   0   done, or already done
   2   an option or argument cannot be used
   3   input or manifest invalid, or a place that cannot be written
-  4   would exceed the memory or disk budget; nothing was started
+  4   would exceed the memory or disk budget (training: in every way there is)
   5   another live process owns this work
   70  internal error (please report it)
   75  interrupted; run the same command again

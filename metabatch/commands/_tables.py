@@ -9,6 +9,7 @@ from typing import Any
 
 from metabatch.evaluation.answer import answer_lines, band, number, signed
 from metabatch.planning.inspect import Inspection
+from metabatch.resources.limits import cpu_limits, memory_limits
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.manifests import Plan
 from metabatch.rundir.state import RunState, sbatch_line
@@ -35,7 +36,7 @@ def size(value: int | None) -> str:
 
 
 def plan_text(run: RunDir, plan: Plan) -> str:
-    d = plan.dataset
+    d, memory, cpus = plan.dataset, memory_limits()[0], cpu_limits()[0]
     lines = [
         f"data set   {d.path}",
         f"           {d.genes:,} genes, {d.positions:,} rows, {d.features:,} features, {len(d.shards)} shard(s)",
@@ -44,6 +45,7 @@ def plan_text(run: RunDir, plan: Plan) -> str:
         f"kept whole {plan.columns.split or plan.columns.group}",
         f"holdout    {plan.holdout.genes:,} genes, {plan.holdout.rows:,} rows ({plan.holdout.how})",
         f"budget     {size(plan.budget.bytes)} per instance ({plan.budget.source})",
+        f"here       {size(memory.bytes)} ({memory.source}), {cpus.count} CPUs ({cpus.source})",
         f"strategy   {plan.strategy}: {plan.why}",
         "",
         table(
@@ -80,11 +82,11 @@ def plan_text(run: RunDir, plan: Plan) -> str:
 
 def status_text(state: RunState) -> str:
     rows = [
-        [str(i.index), i.state, str(i.attempts), size(i.predicted_peak_bytes), size(i.measured_peak_bytes),
-         size(i.memory_now_bytes), size(state.budget_bytes), i.detail]
+        [str(i.index), i.state, str(i.attempts), i.rung or "-", size(i.predicted_peak_bytes),
+         size(i.measured_peak_bytes), size(i.memory_now_bytes), size(state.budget_bytes), i.detail]
         for i in state.instances
     ]  # fmt: skip
-    head = ["instance", "state", "attempts", "predicted", "measured", "now", "budget", ""]
+    head = ["instance", "state", "attempts", "way", "predicted", "measured", "now", "budget", ""]
     done = sum(i.state == "done" for i in state.instances)
     return "\n".join(
         [

@@ -70,7 +70,9 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         """
         part = math.ceil(rows / parts)
         pages = 2 * self.matrix_bytes(min(part, batch_rows, self.group_rows))  # written, and the next one
-        growth = max(self._growth(part, batch_rows, 0, pages), rows * self.scoring_row_bytes)
+        # Parts that are through keep their labels and scores: about a third of what scoring takes.
+        held = (rows - part) * self.scoring_row_bytes / 3
+        growth = max(held + self._growth(part, batch_rows, 0, pages), rows * self.scoring_row_bytes)
         return round(self.fixed_anonymous_bytes + growth)
 
     def matrix_bytes(self, rows: int) -> float:

@@ -99,7 +99,8 @@ def _cgroup_folders(root: Path, controller: str) -> list[tuple[Path, int]]:
     for line in lines:
         _, controllers, inner = line.split(":", 2)
         if controllers == "":
-            bases, version = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"], 2
+            # Beside v1 controllers, v2 has a folder of its own (systemd's "hybrid" layout).
+            bases, version = [root / "sys/fs/cgroup/unified", root / "sys/fs/cgroup"], 2
         elif controller in controllers.split(","):
             bases, version = [root / "sys/fs/cgroup" / controllers, root / "sys/fs/cgroup" / controller], 1
         else:

@@ -11,8 +11,9 @@ from types import TracebackType
 from typing import Self
 
 import msgspec
-import psutil
 from tqdm import tqdm
+
+from metabatch.resources.usage import anonymous_bytes, resident_bytes
 
 _LINE_SECONDS = 30.0
 _LINE_FRACTION = 0.1
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class ProgressRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """progress.json: where a running stage stands. `rss_bytes`: resident memory of the process now."""
+    """progress.json: where a running stage stands. `rss_bytes`, `anonymous_bytes`: memory of the process now."""
 
     stage: str
     done: int
@@ -31,6 +32,7 @@ class ProgressRecord(msgspec.Struct, frozen=True, kw_only=True):
     elapsed_seconds: float
     updated: float
     rss_bytes: int
+    anonymous_bytes: int
 
 
 class Progress:
@@ -108,7 +110,8 @@ class Progress:
             unit=self._unit,
             elapsed_seconds=round(now - self._start, 1),
             updated=time.time(),
-            rss_bytes=psutil.Process().memory_info().rss,
+            rss_bytes=resident_bytes(),
+            anonymous_bytes=anonymous_bytes(),
         )
         temporary = self._file.with_name(f".{self._file.name}.tmp")
         with contextlib.suppress(OSError):  # a heartbeat that cannot be written must not end the work

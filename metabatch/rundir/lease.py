@@ -97,6 +97,7 @@ class Lease:
     def __init__(self, instance: InstanceDir, plan: str) -> None:
         self._instance, self._plan = instance, plan
         self._owner: Owner | None = None
+        self._writing = threading.Lock()  # of lease.json: the heartbeat must not bring back an attempt that ended
 
     def begin(self, rung: str, predicted_peak_bytes: int, limit_bytes: int) -> int:
         """Announce an attempt in lease.json; returns its number."""
@@ -111,26 +112,28 @@ class Lease:
             started=utc_now(),
             heartbeat=0,
         )
-        write_bytes(self._instance.lease, to_json(owner))
-        self._owner = owner
+        with self._writing:
+            write_bytes(self._instance.lease, to_json(owner))
+            self._owner = owner
         return owner.attempt
 
     def end(self, outcome: str, measured_peak_bytes: int | None, message: str | None) -> None:
-        """Put the attempt on record."""
-        if self._owner is not None:
-            record_attempt(self._instance, _record(self._owner, outcome, measured_peak_bytes, message))
-            self._owner = None
+        """Put the attempt on record; without one there is nothing to do."""
+        with self._writing:
+            if self._owner is not None:
+                record_attempt(self._instance, _record(self._owner, outcome, measured_peak_bytes, message))
+                self._instance.lease.unlink(missing_ok=True)
+                self._owner = None
 
     def beat(self, stop: threading.Event) -> None:
         """Renew lease.json until `stop`."""
         count = 0
         while not stop.wait(HEARTBEAT_SECONDS):
             count += 1
-            owner = self._owner
-            if owner is not None:
-                # A full disk must not end the training; the lock has its own heartbeat.
-                with contextlib.suppress(OSError):
-                    write_bytes(self._instance.lease, to_json(msgspec.structs.replace(owner, heartbeat=count)))
+            # A full disk must not end the training; the lock has its own heartbeat.
+            with self._writing, contextlib.suppress(OSError):
+                if self._owner is not None:
+                    write_bytes(self._instance.lease, to_json(msgspec.structs.replace(self._owner, heartbeat=count)))
 
 
 @contextlib.contextmanager
@@ -181,7 +184,7 @@ def _record_killed(instance: InstanceDir) -> None:
         return
     progress = read_progress(instance.progress)
     message = "ended without a word: killed, out of memory, or its node went down (memory: as last reported)"
-    record_attempt(instance, _record(owner, "killed", progress.rss_bytes if progress else None, message))
+    record_attempt(instance, _record(owner, "killed", progress.anonymous_bytes if progress else None, message))
     instance.lease.unlink(missing_ok=True)
 
 

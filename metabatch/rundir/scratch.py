@@ -1,23 +1,53 @@
-"""Node-local scratch for the page files of external memory: private to a process, removed after it."""
+"""Node-local scratch for the page files of external memory: private to a process, removed after it.
+
+Whether the owner of a page folder still lives is told by a lock on a file in it: the kernel drops it with the process,
+also where another container or PID namespace cannot be seen into. (flock is unreliable on NFS; pages do not lie there.)
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from metabatch.errors import BudgetError
-from metabatch.rundir.publish import attempt_folder, remove_dead_attempts
+import psutil
 
+from metabatch.errors import BudgetError
+from metabatch.rundir.publish import attempt_folder
+
+log = logging.getLogger(__name__)
 _PAGES = "metabatch-pages-"
+_LOCK = "lock"
+# A folder whose lock was never held is being made, unless it is older than this, s.
+_MAKING_SECONDS = 60.0
+_IN_MEMORY = {"tmpfs", "ramfs"}
+_NETWORK = {"nfs", "nfs4", "lustre", "cifs", "smb3", "beegfs", "gpfs", "ceph", "fuse.sshfs", "9p"}
 
 
 def scratch_folder() -> Path:
-    """$SLURM_TMPDIR, else $TMPDIR or the system's: never the run directory, which may lie on NFS."""
-    return Path(os.environ.get("SLURM_TMPDIR") or tempfile.gettempdir())
+    """$SLURM_TMPDIR, else $TMPDIR or the system's, else /var/tmp: the first that is there, on a disk of the node.
+
+    Files of a file system in memory would count as the memory that external memory is to save.
+    """
+    named = [os.environ.get("SLURM_TMPDIR"), tempfile.gettempdir(), "/var/tmp"]  # noqa: S108 (a private folder is made in it)
+    places = [Path(p) for p in named if p and Path(p).is_dir()]
+    for place in places:
+        if file_system(place) not in _IN_MEMORY | _NETWORK:
+            return place
+    return places[0]
+
+
+def file_system(place: Path) -> str:
+    """Type of the file system `place` lies on, as the kernel names it; empty when unknown."""
+    mounts = {Path(p.mountpoint): p.fstype for p in psutil.disk_partitions(all=True)}
+    real = place.resolve()
+    return next((mounts[folder] for folder in (real, *real.parents) if folder in mounts), "")
 
 
 @contextlib.contextmanager
@@ -37,10 +67,34 @@ def page_folder(page_bytes: int) -> Iterator[Path]:
             f"external memory needs about {page_bytes / 2**30:.1f} GB in {scratch}, {free / 2**30:.1f} GB are free",
             next_step="point TMPDIR (or SLURM_TMPDIR) to a node-local disk with more space",
         )
-    with attempt_folder(scratch, _PAGES) as folder:
+    kind = file_system(scratch)
+    if kind in _IN_MEMORY | _NETWORK:
+        log.warning("the page files lie in %s, which is %s: slow, or counted as memory; point TMPDIR to a local disk",
+                    scratch, kind)  # fmt: skip
+    with attempt_folder(scratch, _PAGES) as folder, (folder / _LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("held\n")  # who finds this and gets the lock finds a dead owner
+        lock.flush()
         yield folder
 
 
 def remove_dead_pages() -> None:
-    """Delete the page files of processes of this host that are gone."""
-    remove_dead_attempts(scratch_folder(), _PAGES)
+    """Delete page files that nobody holds any more."""
+    for folder in scratch_folder().glob(f"{_PAGES}*"):
+        if not _is_held(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_held(folder: Path) -> bool:
+    try:
+        with (folder / _LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock.read():
+                return False
+    except FileNotFoundError:
+        pass
+    except OSError:  # held, or another user's
+        return True
+    with contextlib.suppress(FileNotFoundError):
+        return time.time() - folder.stat().st_mtime < _MAKING_SECONDS
+    return False

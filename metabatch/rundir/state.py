@@ -19,7 +19,7 @@ State = Literal["done", "running", "failed", "interrupted", "pending"]
 
 
 class InstanceState(msgspec.Struct, frozen=True, kw_only=True):
-    """One instance. Sizes in bytes, None where unknown."""
+    """One instance. Sizes in bytes, None where unknown; predicted and measured are those of the last `rung` taken."""
 
     index: int
     state: State
@@ -28,6 +28,7 @@ class InstanceState(msgspec.Struct, frozen=True, kw_only=True):
     predicted_peak_bytes: int
     measured_peak_bytes: int | None = None
     memory_now_bytes: int | None = None
+    rung: str | None = None
 
 
 class RunState(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,7 +69,8 @@ def sbatch_line(run: RunDir, plan: Plan, indices: list[int] | None = None) -> st
 
 
 def _instance_state(instance: InstanceDir, planned: PlannedInstance, plan: Plan) -> InstanceState:
-    attempts = read_attempts(instance)
+    # Of this plan, and really made; what was decided against is on record too.
+    attempts = [a for a in read_attempts(instance) if a.plan == plan.fingerprint]
     last = attempts[-1] if attempts else None
     state: State = "pending"
     detail = "not started"
@@ -97,13 +99,15 @@ def _instance_state(instance: InstanceDir, planned: PlannedInstance, plan: Plan)
             "failed",
             f"{last.outcome}: {(last.message or '').splitlines()[0] if last.message else 'no message'}",
         )
+    at = owner if state == "running" and owner is not None else last
     return InstanceState(
         index=planned.index,
         state=state,
         detail=detail,
-        attempts=len(attempts),
-        predicted_peak_bytes=planned.predicted_peak_bytes,
+        attempts=sum(a.outcome != "not-tried" for a in attempts),
+        predicted_peak_bytes=at.predicted_peak_bytes if at else planned.predicted_peak_bytes,
         measured_peak_bytes=last.measured_peak_bytes if last else None,
+        rung=at.rung if at else None,
         memory_now_bytes=now,
     )
 

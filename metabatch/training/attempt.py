@@ -17,7 +17,7 @@ from metabatch.data.cuts import cuts_of
 from metabatch.data.index import class_column, pieces_for
 from metabatch.data.preprocess import Preprocessor
 from metabatch.data.shards import shard_path, verify_unchanged
-from metabatch.errors import InputError
+from metabatch.errors import BudgetError, InputError
 from metabatch.models.calibration import Calibration, Calibrator, prior_ratios
 from metabatch.models.member import Member, save_member
 from metabatch.resources.limits import Limit
@@ -56,9 +56,9 @@ def attempt(job: Job) -> Report:
     Raises
     ------
     InputError
-        The data changed since the plan, or cannot be read; a part that could not be trained.
+        The data changed since the plan, or cannot be read.
     BudgetError
-        No space for the page files.
+        No space for the page files, or parts that could not be trained.
     """
     if job.rung is None:
         raise ValueError("a job without a rung")
@@ -125,7 +125,7 @@ class _Work:
         )
         problem = untrainable(table, groups, self.plan) if len(groups) > 1 else None
         if problem is not None:
-            raise InputError(
+            raise BudgetError(
                 f"instance {self.planned.index} cannot be trained in {self.rung.parts} parts: {problem}",
                 next_step="give the job more memory, or plan again",
             )

@@ -6,8 +6,12 @@ This process stays small (no data or tree library is imported here), so that it 
 from __future__ import annotations
 
 import logging
+import math
 import os
+import signal
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -20,7 +24,7 @@ from metabatch.errors import (
     OwnedError,
     UsageError,
 )
-from metabatch.resources.limits import Limit, cpu_count, memory_limits
+from metabatch.resources.limits import Limit, cpu_limits, memory_limits
 from metabatch.resources.signals import StopFlag, stop_on_signal
 from metabatch.resources.supervise import ChildEnd, supervise
 from metabatch.rundir.fingerprint import open_plan
@@ -34,6 +38,9 @@ from metabatch.training.job import Job, Report
 from metabatch.training.ladder import Rung, predicted_peak, rungs
 
 log = logging.getLogger(__name__)
+# Signals that somebody sends, against those of a crash.
+_SENT = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
+_CLOSE, _DEATHS = 0.9, 3
 _ERRORS: dict[int, type[MetabatchError]] = {
     e.exit_code: e for e in (UsageError, InputError, BudgetError, OwnedError, InterruptedRunError)
 }
@@ -77,17 +84,35 @@ def train_instance(run: RunDir, index: int, *, threads: int | None = None, force
     instance = run.instance(index)
     if not force and _is_done(instance, plan):
         return InstanceResult(index, already=True)
-    limit = memory_limits()[0]
+    limit = _effective(plan, memory_limits()[0])
     with hold(instance, plan.fingerprint) as lease, stop_on_signal() as stop:
         if not force and _is_done(instance, plan):  # somebody else finished it while we waited
             return InstanceResult(index, already=True)
+        count, why = _threads(plan, threads)
         job = Job(
-            run=str(run.root.resolve()), index=index, rung=None, threads=threads or plan.options.threads or cpu_count(),
+            run=str(run.root.resolve()), index=index, rung=None, threads=count,
             parent=os.getpid(), predicted_peak_bytes=0, limit_bytes=limit.bytes, limit_source=limit.source,
             log_level=logging.getLogger().getEffectiveLevel(),
         )  # fmt: skip
-        log.info("memory: at most %.2f GB here (%s); %d threads", limit.bytes / 2**30, limit.source, job.threads)
+        log.info("memory: at most %s (%s); %d threads (%s)", _gb(limit.bytes), limit.source, job.threads, why)
         return _descend(plan, plan.instances[index], instance, lease, job, limit, stop, fresh=force)
+
+
+def _effective(plan: Plan, here: Limit) -> Limit:
+    """The memory an attempt may use: what can be had here, and no more than the plan's budget."""
+    if here.bytes <= plan.budget.bytes:
+        return here
+    return Limit(plan.budget.bytes, f"the plan's budget: {plan.budget.source}")
+
+
+def _threads(plan: Plan, asked: int | None) -> tuple[int, str]:
+    """Threads and where the number comes from; the plan's own, made elsewhere, not beyond the CPUs here."""
+    if asked:
+        return asked, "--threads"
+    here = cpu_limits()[0]
+    if plan.options.threads and plan.options.threads <= here.count:
+        return plan.options.threads, "the plan's --threads"
+    return max(1, here.count), here.source
 
 
 def _is_done(instance: InstanceDir, plan: Plan) -> bool:
@@ -106,55 +131,71 @@ def _descend(
     *, fresh: bool,
 ) -> InstanceResult:  # fmt: skip
     """Try one rung after the other until one of them trains the instance."""
-    budget = min(plan.budget.bytes, limit.bytes)
-    too_much = set() if fresh else _known_too_much(instance, plan, limit)
-    cheapest = 0
-    for rung in rungs(plan, planned):
-        predicted = cheapest = predicted_peak(plan.memory_law, rung, planned)
-        if rung.name in too_much:
-            log.info("instance %d: %s took too much memory before, going on below it", planned.index, rung.name)
-            continue
+    ladder = rungs(plan, planned)
+    too_much = set() if fresh else _known_too_much(instance, plan, limit, ladder)
+    needed = 0
+    for rung in ladder:
+        predicted = predicted_peak(plan.memory_law, rung, planned)
         attempt = lease.begin(rung.name, predicted, limit.bytes)
+        if rung.name in too_much:
+            message = "took too much memory before, with no less than can be had now"
+            log.info("instance %d: %s %s", planned.index, rung.name, message)
+            lease.end("not-tried", None, message)
+            needed = max(predicted, limit.bytes)
+            continue
         if predicted > limit.bytes:
+            needed = predicted
             message = f"predicted {_gb(predicted)}, {_gb(limit.bytes)} can be had ({limit.source})"
             log.warning("instance %d: %s does not fit: %s", planned.index, rung.name, message)
             lease.end("not-tried", None, message)
             continue
         log.info("instance %d, attempt %d: %s, predicted %s", planned.index, attempt, rung.name, _gb(predicted))
         done = _attempt(instance, lease, msgspec.structs.replace(job, rung=rung, predicted_peak_bytes=predicted),
-                        rung, budget, stop)  # fmt: skip
+                        rung, limit.bytes, stop)  # fmt: skip
         if done is not None:
             return InstanceResult(
                 planned.index, already=False, seconds=done.seconds, peak_bytes=done.measured_peak_bytes,
                 predicted_peak_bytes=predicted, rung=rung.name,
             )  # fmt: skip
+        needed = max(predicted, limit.bytes)
     raise BudgetError(
-        f"instance {planned.index} cannot be trained within {_gb(limit.bytes)} ({limit.source}); its cheapest way is "
-        f"predicted to need {_gb(cheapest)}",
+        f"instance {planned.index} cannot be trained within {_gb(limit.bytes)} ({limit.source}); its cheapest way "
+        f"needs more than {_gb(needed)}",
         expected="see attempts.jsonl for what was tried",
         where=str(instance.root),
-        next_step=f"give the job --mem={planned.mem_request_mb}M, or plan again with a smaller "
-        "--max-memory-per-instance-gb",
+        next_step=f"give the job --mem={max(planned.mem_request_mb, math.ceil(1.5 * needed / 2**20))}M, or plan again "
+        "with another --max-memory-per-instance-gb",
     )
 
 
-def _known_too_much(instance: InstanceDir, plan: Plan, limit: Limit) -> set[str]:
-    """Rungs that ran out of memory before under this plan, with no less than can be had now."""
-    found = set()
+def _known_too_much(instance: InstanceDir, plan: Plan, limit: Limit, ladder: Sequence[Rung]) -> set[str]:
+    """Rungs that ran out of memory before under this plan, with no less than can be had now.
+
+    A supervisor that was killed itself left no word why. It was for memory when the last report was close to the
+    limit, or when it happened `_DEATHS` times; but not even then are genes trained in parts for it.
+    """
+    found, deaths = set(), Counter[str]()
     for attempt in read_attempts(instance):
-        short = attempt.outcome in ("out-of-memory", "over-budget") or (
-            attempt.outcome == "killed" and (attempt.measured_peak_bytes or 0) > 0.9 * attempt.limit_bytes
-        )
-        if short and attempt.plan == plan.fingerprint and attempt.limit_bytes >= limit.bytes:
+        if attempt.plan != plan.fingerprint or attempt.limit_bytes < limit.bytes:
+            continue
+        if attempt.outcome in ("out-of-memory", "over-budget"):
             found.add(attempt.rung)
-    return found
+        if attempt.outcome == "killed":
+            close = (attempt.measured_peak_bytes or 0) > _CLOSE * attempt.limit_bytes
+            deaths[attempt.rung] += _DEATHS if close else 1
+    whole = [rung.name for rung in ladder if rung.parts == 1]
+    return found | {rung for rung, count in deaths.items() if count >= _DEATHS and rung in whole[:-1]}
 
 
 def _attempt(instance: InstanceDir, lease: Lease, job: Job, rung: Rung, budget: int, stop: StopFlag) -> Report | None:
     """One child; its report when it is done, None when it ran out of memory. Everything else is raised."""
     remove_dead_attempts(instance.root, owned=True)
     command = [sys.executable, "-m", "metabatch.training.child", msgspec.json.encode(job).decode()]
-    end = supervise(command, budget, stop)
+    try:
+        end = supervise(command, budget, stop)
+    except BaseException as error:  # put on record, and goes on
+        lease.end("failed", None, f"{type(error).__name__}: {error}")
+        raise
     instance.progress.unlink(missing_ok=True)
     remove_dead_attempts(instance.root, owned=True)
     remove_dead_pages()
@@ -180,9 +221,12 @@ def _report_of(end: ChildEnd) -> Report:
     try:
         return msgspec.json.decode(end.output, type=Report)
     except msgspec.MsgspecError:
-        if end.code < 0:
+        if -end.code in _SENT:
             message = f"the training process was killed by signal {-end.code}, not for memory"
             return Report(outcome="killed", exit_code=75, message=message, next_step="run the same command again")
+        if end.code < 0:  # a fault of its own: to run it again would end the same way
+            message = f"the training process crashed (signal {-end.code}, {signal.strsignal(-end.code)})"
+            return Report(outcome="failed", exit_code=70, message=message)
         return Report(outcome="failed", exit_code=70, message=f"the training process ended with status {end.code}")
 
 

@@ -1,8 +1,8 @@
 """The rungs by which an instance is trained: each needs less memory than the one before.
 
 The first three give the same models bit for bit. Only when none of them fits are the genes of the instance trained in
-parts, smaller by 0.7 each time, and the mean of the parts then speaks for the instance: that is a change of quality,
-and is said wherever the instance is reported.
+two, then three, then five equal parts (each at most 0.7 of the genes of the one before), and the mean of the parts then
+speaks for the instance: that is a change of quality, and is said wherever the instance is reported.
 """
 
 from __future__ import annotations

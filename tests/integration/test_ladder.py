@@ -185,6 +185,15 @@ def test_genes_are_trained_in_parts_when_nothing_else_fits_and_everyone_is_told(
     predictions = tmp_path / "predictions"
     succeed("predict", "--quiet", run, many, predictions)
     assert pl.read_parquet(next(predictions.glob("*.parquet"))).height == 80_000
+    # With more memory they are trained together; nothing of the parts stays, not even when the marker is lost.
+    (folder / "done.json").unlink()
+    succeed("train-instance", "--quiet", "--force", run, "0")
+    assert {p.name for p in (folder / "model").iterdir()} == {
+        "neither.ubj", "donor.ubj", "acceptor.ubj", "calibration.json",
+    }  # fmt: skip
+    succeed("consolidate", "--quiet", run)
+    assert not list((run / "ensemble").rglob("part-*"))
+    assert json.loads((run / "ensemble/bundle.json").read_text())["lowered"] == []
 
 
 def test_when_no_rung_fits_the_exit_code_is_4_and_every_rung_is_on_record(tmp_path: Path) -> None:
@@ -193,7 +202,8 @@ def test_when_no_rung_fits_the_exit_code_is_4_and_every_rung_is_on_record(tmp_pa
     outcome = start("train-instance", run, "0", env={"SLURM_MEM_PER_NODE": "40"})
     assert outcome.code == 4
     assert "SLURM_MEM_PER_NODE=40" in outcome.err
-    assert "predicted to need" in outcome.err
+    assert "needs more than" in outcome.err
+    assert "attempts.jsonl" in outcome.err
     assert {a["outcome"] for a in attempts(run)} == {"not-tried"}
     assert {p.name for p in (run / "instances/00").iterdir()} == {"attempts.jsonl"}
 
@@ -229,6 +239,35 @@ def test_a_child_killed_by_somebody_is_not_taken_for_out_of_memory(
     assert process.stderr is not None
     assert b"killed by signal 9" in process.stderr.read()
     assert [(a["rung"], a["outcome"]) for a in attempts(run)] == [("in-memory", "killed")]
+
+
+def test_a_crash_is_neither_an_interruption_nor_out_of_memory(at_work: tuple[Path, subprocess.Popen[bytes]]) -> None:
+    run, process = at_work
+    child_of(process).send_signal(signal.SIGSEGV)
+    assert process.wait(60) == 70
+    assert process.stderr is not None
+    assert b"crashed (signal 11" in process.stderr.read()
+    assert [(a["rung"], a["outcome"]) for a in attempts(run)] == [("in-memory", "failed")]
+    state = succeed("status", "--json", run).json["instances"][0]
+    assert (state["state"], state["rung"]) == ("failed", "in-memory")
+
+
+def test_a_supervisor_killed_three_times_goes_one_rung_down(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    succeed("plan", "--quiet", "--n-estimators", "5000", "--early-stopping-patience", "0", "--strategy", "single",
+            DEMO, run)  # fmt: skip
+    words = [str(ROOT / "bin" / "train-instance"), str(run), "0"]
+    env = os.environ | {"METABATCH_PYTHON": sys.executable}
+    rungs = []
+    for _ in range(4):
+        with subprocess.Popen(words, env=env, stderr=subprocess.DEVNULL) as process:
+            child = child_of(process)
+            rungs.append(json.loads((run / "instances/00/lease.json").read_text())["rung"])
+            process.kill()
+        psutil.wait_procs([child], timeout=20)
+    assert rungs == ["in-memory"] * 3 + ["external"]
+    record = [(a["rung"], a["outcome"]) for a in attempts(run)]
+    assert record == [*[("in-memory", "killed")] * 3, ("in-memory", "not-tried")]
 
 
 def test_a_child_dies_with_its_supervisor(at_work: tuple[Path, subprocess.Popen[bytes]]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from metabatch.resources.limits import cpu_limits
 from metabatch.rundir.publish import sha256_file
 from tests.conftest import DEMO, QUICK, plan_of, small_table, start, succeed, write_table
 
@@ -54,6 +55,15 @@ def test_training_says_which_limit_counts(trained: Path) -> None:
     usage = json.loads((trained / "instances/00/resource_usage.json").read_text())
     assert usage["limit_bytes"] == 3000 << 20
     assert usage["measured_peak_bytes"] == usage["peak_rss_bytes"] >= usage["peak_anonymous_bytes"] > 50 << 20
+
+
+def test_threads_planned_elsewhere_do_not_exceed_the_cpus_here(tmp_path: Path) -> None:
+    said = succeed("plan", "--threads", "64", *QUICK, DEMO, tmp_path / "run")
+    assert "CPU" in said.out
+    outcome = succeed("train-instance", tmp_path / "run", "0")
+    usage = json.loads((tmp_path / "run/instances/00/resource_usage.json").read_text())
+    assert usage["threads"] == min(64, cpu_limits()[0].count)
+    assert cpu_limits()[0].source in outcome.err
 
 
 def test_a_plan_learns_from_the_peaks_of_an_earlier_run(trained: Path, tmp_path: Path) -> None:
