@@ -15,7 +15,7 @@ STORED_TREE_SECONDS = 1.8e-9
 BUILD_SECONDS = 2.5e-8
 START_SECONDS = 5.0
 # A tree with its pages in the page cache against one in memory; and from disk, bytes a second (benchmarks/RESULTS.md).
-EXTERNAL_SLOWDOWN = 2.6
+EXTERNAL_SLOWDOWN = 1.6
 DISK_BYTES_PER_SECOND = 1e8
 
 

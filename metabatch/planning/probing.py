@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -43,7 +44,9 @@ def run_probe(
     """
     if rows * len(features.features) < SMALLEST_CELLS:
         return None, None
-    chosen = [pieces[i] for i in sorted({round(x) for x in np.linspace(0, len(pieces) - 1, min(len(pieces), 64))})]
+    # As many row groups as give enough rows when each gives a batch, spread over the data set.
+    wanted = math.ceil(PROBE_ROWS[-1] / max(1, min(PROBE_ROWS[0], rows // len(pieces)))) + 1
+    chosen = [pieces[round(x)] for x in np.linspace(0, len(pieces) - 1, min(len(pieces), wanted))]
     with tempfile.TemporaryDirectory(prefix="metabatch-probe-") as name, stop_on_signal() as stop:
         folder = Path(name)
         request = Request(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -95,16 +96,23 @@ class _Probe:
         return _Measured(sum(t.num_rows for t in tables), grown, seconds, self._tree_seconds(matrix, tables))
 
     def _tables(self, rows: int) -> Iterator[pa.Table]:
-        """At least one and at most `rows` real rows, in equal batches."""
+        """At most `rows` real rows in batches, about as many from each piece."""
         pieces = [Piece(Path(file), group, None) for file, group in self.request.pieces]
         names = [*(f.name for f in self.features.features), self.columns.label]
+        share = math.ceil(rows / len(pieces) / _BATCH_ROWS)
         left = rows
-        for table in Reader(pieces, names, self.columns.group):
-            for start in range(0, table.num_rows, _BATCH_ROWS):
+        for piece in pieces:
+            for table in itertools.islice(self._batches(piece, names), share):
                 if left <= 0:
                     return
-                yield table.slice(start, min(_BATCH_ROWS, left))
-                left -= _BATCH_ROWS
+                yield table.slice(0, left)
+                left -= table.num_rows
+
+    def _batches(self, piece: Piece, names: list[str]) -> Iterator[pa.Table]:
+        for table in Reader([piece], names, self.columns.group):
+            for start in range(0, table.num_rows, _BATCH_ROWS):
+                # A copy: a slice would keep its whole row group.
+                yield table.take(np.arange(start, min(start + _BATCH_ROWS, table.num_rows)))
 
     def _matrix(self, tables: list[pa.Table]) -> xgb.QuantileDMatrix:
         missing, names = self.features.has_missing, self.prepare.matrix_names
