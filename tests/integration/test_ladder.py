@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -212,8 +213,9 @@ def child_of(process: subprocess.Popen[bytes]) -> psutil.Process:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         for child in psutil.Process(process.pid).children(recursive=True):
-            if "metabatch.training.child" in " ".join(child.cmdline()):
-                return child
+            with contextlib.suppress(psutil.NoSuchProcess):  # set-up's own, gone already
+                if "metabatch.training.child" in " ".join(child.cmdline()):
+                    return child
         time.sleep(0.05)
     raise AssertionError("no training child")
 
