@@ -55,7 +55,9 @@ def learned_law(law: MemoryLaw, path: str, shards: Sequence[Shard], options: Opt
     peaks = [_peak(run.instance(p.index).root, plan) for p in plan.instances]
     done = [(planned, usage) for planned, usage in zip(plan.instances, peaks, strict=True) if usage is not None]
     if not done:
-        raise InputError(f"--learn-from {path}: no instance of that run is done", next_step=f"bin/status {path}")
+        raise InputError(
+            f"--learn-from {path}: no instance of that run is done (in one part)", next_step=f"bin/status {path}"
+        )
     factors = [f for planned, usage in done if (f := _factor(law, planned, usage)) is not None]
     scaled = law.scaled(max(_LEAST_FACTOR, *factors)) if factors else law
     short = max((usage.measured_peak_bytes - _predicted(scaled, planned, usage) for planned, usage in done), default=0)

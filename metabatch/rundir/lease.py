@@ -46,9 +46,10 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """One line of attempts.jsonl.
 
     outcome : done, failed, interrupted, killed; or why the next rung was taken: out-of-memory (the kernel or the
-        allocator refused), over-budget (stopped by us), not-tried (predicted not to fit).
+        allocator refused), over-budget (stopped by us), not-tried (predicted not to fit, or too
+        much before).
     plan : fingerprint of the plan it was made under.
-    limit_bytes : memory this attempt could have. measured_peak_bytes : anonymous memory.
+    limit_bytes : memory this attempt could have, the plan's budget at most. measured_peak_bytes : anonymous memory.
     """
 
     attempt: int

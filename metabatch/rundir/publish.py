@@ -54,14 +54,14 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def attempt_folder(parent: Path, prefix: str = ATTEMPT_PREFIX) -> Iterator[Path]:
+def attempt_folder(parent: Path) -> Iterator[Path]:
     """A private folder inside `parent`, removed at the end whatever happens.
 
     Leftovers of attempts whose process on this host is gone are removed first.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    remove_dead_attempts(parent, prefix)
-    folder = parent / f"{prefix}{this_process()}-{secrets.token_hex(4)}"
+    remove_dead_attempts(parent)
+    folder = parent / f"{ATTEMPT_PREFIX}{this_process()}-{secrets.token_hex(4)}"
     folder.mkdir()
     try:
         yield folder
@@ -69,14 +69,14 @@ def attempt_folder(parent: Path, prefix: str = ATTEMPT_PREFIX) -> Iterator[Path]
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_dead_attempts(parent: Path, prefix: str = ATTEMPT_PREFIX, *, owned: bool = False) -> list[str]:
+def remove_dead_attempts(parent: Path, *, owned: bool = False) -> list[str]:
     """Delete attempt folders of dead processes of this host; all of them when the caller owns `parent`.
 
     Returns the names removed.
     """
     removed = []
-    for entry in parent.glob(f"{prefix}*"):
-        process = parse_identity(entry.name.removeprefix(prefix).rpartition("-")[0])
+    for entry in parent.glob(f"{ATTEMPT_PREFIX}*"):
+        process = parse_identity(entry.name.removeprefix(ATTEMPT_PREFIX).rpartition("-")[0])
         if process is not None and (owned or is_gone(process)):
             shutil.rmtree(entry, ignore_errors=True)
             removed.append(entry.name)

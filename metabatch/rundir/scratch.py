@@ -19,7 +19,6 @@ from pathlib import Path
 import psutil
 
 from metabatch.errors import BudgetError
-from metabatch.rundir.publish import attempt_folder
 
 log = logging.getLogger(__name__)
 _PAGES = "metabatch-pages-"
@@ -71,7 +70,11 @@ def page_folder(page_bytes: int) -> Iterator[Path]:
     if kind in _IN_MEMORY | _NETWORK:
         log.warning("the page files lie in %s, which is %s: slow, or counted as memory; point TMPDIR to a local disk",
                     scratch, kind)  # fmt: skip
-    with attempt_folder(scratch, _PAGES) as folder, (folder / _LOCK).open("w") as lock:
+    with contextlib.ExitStack() as stack:
+        # Files that cannot be removed are left to `remove_dead_pages`, not made an error of the work.
+        name = tempfile.TemporaryDirectory(prefix=_PAGES, dir=scratch, ignore_cleanup_errors=True)
+        folder = Path(stack.enter_context(name))
+        lock = stack.enter_context((folder / _LOCK).open("w"))
         fcntl.flock(lock, fcntl.LOCK_EX)
         lock.write("held\n")  # who finds this and gets the lock finds a dead owner
         lock.flush()

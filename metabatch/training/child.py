@@ -50,7 +50,7 @@ def attempt_report(job: Job) -> Report:
             return Report(outcome="out-of-memory", exit_code=4, message=f"the kernel refused: {error}"[:_LONGEST])
         where = None if error.filename is None else str(error.filename)
         return Report(outcome="failed", exit_code=3, message=str(error)[:_LONGEST], where=where, errno=error.errno)
-    except Exception as error:
+    except Exception as error:  # whatever it is, the parent needs a report; a bug keeps its traceback
         if _is_allocation(error):
             return Report(outcome="out-of-memory", exit_code=4, message=str(error).splitlines()[0][:_LONGEST])
         traceback.print_exc()

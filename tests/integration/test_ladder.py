@@ -232,24 +232,22 @@ def at_work(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
         process.kill()
 
 
-def test_a_child_killed_by_somebody_is_not_taken_for_out_of_memory(
-    at_work: tuple[Path, subprocess.Popen[bytes]],
+@pytest.mark.parametrize(
+    ("sent", "code", "outcome", "said"),
+    [
+        (signal.SIGKILL, 75, "killed", b"killed by signal 9"),  # by somebody: to be run again
+        (signal.SIGSEGV, 70, "failed", b"crashed (signal 11"),  # a fault: would end the same way again
+    ],
+)
+def test_a_killed_and_a_crashed_child_are_told_apart_and_not_taken_for_out_of_memory(
+    at_work: tuple[Path, subprocess.Popen[bytes]], sent: signal.Signals, code: int, outcome: str, said: bytes
 ) -> None:
     run, process = at_work
-    child_of(process).send_signal(signal.SIGKILL)
-    assert process.wait(60) == 75
+    child_of(process).send_signal(sent)
+    assert process.wait(60) == code
     assert process.stderr is not None
-    assert b"killed by signal 9" in process.stderr.read()
-    assert [(a["rung"], a["outcome"]) for a in attempts(run)] == [("in-memory", "killed")]
-
-
-def test_a_crash_is_neither_an_interruption_nor_out_of_memory(at_work: tuple[Path, subprocess.Popen[bytes]]) -> None:
-    run, process = at_work
-    child_of(process).send_signal(signal.SIGSEGV)
-    assert process.wait(60) == 70
-    assert process.stderr is not None
-    assert b"crashed (signal 11" in process.stderr.read()
-    assert [(a["rung"], a["outcome"]) for a in attempts(run)] == [("in-memory", "failed")]
+    assert said in process.stderr.read()
+    assert [(a["rung"], a["outcome"]) for a in attempts(run)] == [("in-memory", outcome)]
     state = succeed("status", "--json", run).json["instances"][0]
     assert (state["state"], state["rung"]) == ("failed", "in-memory")
 

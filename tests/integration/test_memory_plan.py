@@ -14,17 +14,19 @@ from metabatch.rundir.publish import sha256_file
 from tests.conftest import DEMO, QUICK, plan_of, small_table, start, succeed, write_table
 
 
-def test_the_law_is_tried_on_rows_of_the_data_and_the_alternatives_say_what_they_cost(tmp_path: Path) -> None:
-    rng = np.random.default_rng(5)
-    rows = 24_000
+def counts_table(folder: Path, rows: int, features: int, seed: int) -> Path:
+    """60 genes with counts of 0 to 89, in row groups of 4,096 rows."""
+    rng = np.random.default_rng(seed)
     label = np.tile([0] * 34 + [1] * 3 + [2] * 3, rows // 40)
-    columns = {f"x{i:03d}": rng.integers(0, 90, rows, dtype=np.uint8) for i in range(500)}
+    columns = {f"x{i:03d}": rng.integers(0, 90, rows, dtype=np.uint8) for i in range(features)}
     names = np.array(["neither", "donor", "acceptor"])[label]
-    frame = pl.DataFrame(
-        {"gene_id": np.repeat([f"G{i:03d}" for i in range(60)], rows // 60), "splice_type": names, **columns}
-    )
+    genes = np.repeat([f"G{i:03d}" for i in range(60)], rows // 60)
+    return write_table(folder, pl.DataFrame({"gene_id": genes, "splice_type": names, **columns}), row_group=4_096)
+
+
+def test_the_law_is_tried_on_rows_of_the_data_and_the_alternatives_say_what_they_cost(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    said = succeed("plan", *QUICK, write_table(tmp_path / "data", frame, row_group=4_096), run)
+    said = succeed("plan", *QUICK, counts_table(tmp_path / "data", 24_000, 500, 5), run)
     plan = plan_of(run)
     probe, law = plan["probe"], plan["memory_law"]
     assert probe["rows"][0] < probe["rows"][1]
@@ -79,15 +81,7 @@ def test_a_plan_learns_from_the_peaks_of_an_earlier_run(trained: Path, tmp_path:
 
 
 def test_a_law_that_was_wrong_is_put_right_by_what_a_run_measured(tmp_path: Path) -> None:
-    rng = np.random.default_rng(8)
-    rows = 60_000
-    label = np.tile([0] * 34 + [1] * 3 + [2] * 3, rows // 40)
-    columns = {f"x{i:03d}": rng.integers(0, 90, rows, dtype=np.uint8) for i in range(1500)}
-    names = np.array(["neither", "donor", "acceptor"])[label]
-    frame = pl.DataFrame(
-        {"gene_id": np.repeat([f"G{i:03d}" for i in range(60)], rows // 60), "splice_type": names, **columns}
-    )
-    data = write_table(tmp_path / "data", frame, row_group=4_096)
+    data = counts_table(tmp_path / "data", 60_000, 1500, 8)
     words = ("--n-folds", "0", "--calibration", "none", "--n-estimators", "1", "--holdout-fraction", "0")
     succeed("plan", "--quiet", *words, data, tmp_path / "old")
     succeed("train-instance", "--quiet", tmp_path / "old", "0")
