@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 
 from metabatch.data.shards import open_parquet
 from metabatch.errors import InputError
-from metabatch.resources.law import PIECE_ROWS, WHOLE_GROUP_ROWS
+from metabatch.resources.law import JOINED_ROWS, PIECE_ROWS, WHOLE_GROUP_ROWS
 from metabatch.rundir.manifests import CarriedType
 
 # glibc's allocator for Arrow too: it gives memory back (see `trim_memory`), Arrow's own keeps it.
@@ -45,7 +46,7 @@ class Reader:
 
     A column a file lacks is simply not in its tables; the preprocessing object knows what that means. Row groups of
     up to `WHOLE_GROUP_ROWS` rows (or `rows_at_once`, for a few narrow columns) are decoded whole, larger ones by
-    `PIECE_ROWS`, with a page a column in memory; tables have at most `rows_at_once` rows.
+    `PIECE_ROWS`, with a page a column in memory, and joined to `JOINED_ROWS`; tables have at most `rows_at_once` rows.
     """
 
     pieces: Sequence[Piece]
@@ -71,6 +72,7 @@ class Reader:
                     self.count.asked += wanted.num_rows
                     for start in range(0, wanted.num_rows, self.rows_at_once):
                         yield wanted.slice(start, self.rows_at_once)
+                    del table, wanted  # before the next one is decoded
             except MemoryError:  # Arrow's own is an ArrowException too
                 raise
             except (pa.ArrowException, OSError) as error:
@@ -85,8 +87,9 @@ class Reader:
             yield parquet.read_row_group(group, columns=columns)
             return
         rows = self.rows_at_once if self.rows_at_once > WHOLE_GROUP_ROWS else PIECE_ROWS
-        for batch in parquet.iter_batches(rows, row_groups=[group], columns=columns):
-            yield pa.Table.from_batches([batch])
+        together = max(1, min(self.rows_at_once, JOINED_ROWS) // rows)
+        for batches in itertools.batched(parquet.iter_batches(rows, row_groups=[group], columns=columns), together):
+            yield pa.Table.from_batches(batches)
 
 
 def ahead[T](source: Iterator[T]) -> Iterator[T]:

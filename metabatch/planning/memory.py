@@ -13,7 +13,7 @@ from pathlib import Path
 from metabatch.data.layout import cell_bytes
 from metabatch.data.shards import READ_BUFFER, open_parquet
 from metabatch.options import Options
-from metabatch.resources.law import PIECE_ROWS, WHOLE_GROUP_ROWS, MemoryLaw
+from metabatch.resources.law import JOINED_ROWS, PIECE_ROWS, WHOLE_GROUP_ROWS, MemoryLaw
 from metabatch.rundir.manifests import FeatureSet, ProbeResult
 
 # Interpreter and libraries as the probe found them, where it cannot run; and the step to which they are rounded up,
@@ -32,6 +32,8 @@ SCORING_ROW_BYTES = 104
 SCORE_BYTES, CALIBRATED_BYTES = 4, 8
 # Gradient and hessian in double precision, and a tenth for the threads' own buffers.
 HISTOGRAM_BYTES_PER_BIN = 16 * 1.1
+# External memory: heaps of the threads that read pages ahead.
+PAGE_THREADS_BYTES = 24 << 20
 # Pages are written at this size by Arrow and polars.
 PAGE_BYTES = 1 << 20
 # Of them in the matrix itself: row offset and label.
@@ -40,13 +42,14 @@ XGBOOST_ROW_BYTES = 12
 
 @dataclass(frozen=True)
 class GroupSize:
-    """Reading the largest row group: bytes held beside the decoded rows, and rows decoded at once.
+    """Reading the largest row group: bytes held beside the decoded rows, and rows decoded at once (with small batches).
 
     large : file and row group that take most, among those that are not decoded whole.
     """
 
     bytes: int
     rows: int
+    small_rows: int
     large: tuple[str, int] | None = None
 
 
@@ -69,12 +72,14 @@ def memory_law(
         cell_bytes=ratio
         * cell_bytes(features.densities, has_missing=features.has_missing, most_bins=max(features.bins)),
         fixed_bytes=BASELINE_BYTES if probe is None else _rounded_up(probe.resident_bytes),
-        fixed_anonymous_bytes=BASELINE_ANONYMOUS_BYTES if probe is None else _rounded_up(probe.anonymous_bytes),
+        fixed_anonymous_bytes=PAGE_THREADS_BYTES
+        + (BASELINE_ANONYMOUS_BYTES if probe is None else _rounded_up(probe.anonymous_bytes)),
         building_row_bytes=BUILDING_ROW_BYTES,
         row_bytes=FOLD_ROW_BYTES + SCORE_BYTES * classes if options.n_folds else ROW_BYTES,
         scoring_row_bytes=SCORING_ROW_BYTES + (SCORE_BYTES + CALIBRATED_BYTES) * classes if options.n_folds else 0,
         group_bytes=group.bytes if probe is None else _reading(group, probe, sum(widths)),
         group_rows=group.rows,
+        small_group_rows=group.small_rows,
         row_width=sum(widths),
         node_bytes=round(sum(features.bins) * HISTOGRAM_BYTES_PER_BIN),
         max_depth=options.max_depth,
@@ -103,7 +108,7 @@ def _reading(group: GroupSize, probe: ProbeResult, row_width: int) -> int:
     """What a large row group held when it was tried; the footers tell little of the size of its pages."""
     if not probe.reading_bytes:
         return group.bytes
-    return _rounded_up(max(0, probe.reading_bytes - PIECE_ROWS * row_width), READING_STEP)
+    return _rounded_up(max(0, probe.reading_bytes - JOINED_ROWS * row_width), READING_STEP)
 
 
 def _rounded_up(size: int, step: int = BASELINE_STEP) -> int:
@@ -116,7 +121,7 @@ def largest_group(files: Sequence[Path], features: FeatureSet) -> GroupSize:
     Of one that is decoded whole, its compressed bytes; of a larger one, a page and a buffer of every column.
     """
     names = {f.name for f in features.features}
-    held = rows = most = 0
+    held = rows = small = most = 0
     large = None
     for file in files:
         with open_parquet(file) as parquet:
@@ -125,11 +130,11 @@ def largest_group(files: Sequence[Path], features: FeatureSet) -> GroupSize:
                 group = parquet.metadata.row_group(i)
                 columns = [group.column(c) for c in chosen]
                 if group.num_rows <= WHOLE_GROUP_ROWS:
-                    rows = max(rows, group.num_rows)
+                    rows, small = max(rows, group.num_rows), max(small, group.num_rows)
                     held = max(held, sum(c.total_compressed_size for c in columns))
                 else:
-                    rows = max(rows, PIECE_ROWS)
+                    rows, small = max(rows, JOINED_ROWS), max(small, PIECE_ROWS)
                     pages = sum(min(c.total_uncompressed_size, PAGE_BYTES) + READ_BUFFER for c in columns)
                     if pages > most:
                         most, large = pages, (str(file), i)
-    return GroupSize(max(held, most), rows, large)
+    return GroupSize(max(held, most), rows, small, large)

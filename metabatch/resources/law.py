@@ -16,8 +16,9 @@ import math
 import msgspec
 
 # Row groups up to this size are decoded whole, which takes less memory than Arrow's batch reader; larger ones
-# piece by piece. A small batch has as many rows as such a piece.
-WHOLE_GROUP_ROWS, PIECE_ROWS = 32_768, 4_096
+# piece by piece. A small batch has as many rows as such a piece; others join several, because every page of external
+# memory costs some milliseconds a tree and level.
+WHOLE_GROUP_ROWS, PIECE_ROWS, JOINED_ROWS = 32_768, 4_096, 16_384
 
 
 class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -32,8 +33,9 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         trees grow; calibration and metrics after it.
     fixed_bytes, fixed_anonymous_bytes : int
         Interpreter and libraries; the latter without the mapped library files.
-    group_bytes, group_rows : int
-        Reading the largest row group: what is held beside the decoded rows, and the rows decoded at once.
+    group_bytes, group_rows, small_group_rows : int
+        Reading the largest row group: what is held beside the decoded rows, and the rows decoded at once; those with
+        small batches, which hold fewer rows of a group that is read piece by piece.
     row_width : float
         A row in the types of the features.
     node_bytes : int
@@ -50,6 +52,7 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     fixed_anonymous_bytes: int
     group_bytes: int
     group_rows: int
+    small_group_rows: int
     row_width: float
     node_bytes: int
     max_depth: int
@@ -69,7 +72,7 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         With `parts` the rows are trained on in so many parts, but scored together.
         """
         part = math.ceil(rows / parts)
-        pages = 2 * self.matrix_bytes(min(part, batch_rows, self.group_rows))  # written, and the next one
+        pages = 2 * self.matrix_bytes(min(part, batch_rows, self._held_rows(batch_rows)))  # written, and the next one
         # Parts that are through keep their labels and scores: about a third of what scoring takes.
         held = (rows - part) * self.scoring_row_bytes / 3
         growth = max(held + self._growth(part, batch_rows, 0, pages), rows * self.scoring_row_bytes)
@@ -114,11 +117,15 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         }
         return msgspec.structs.replace(self, **changed)
 
+    def _held_rows(self, batch_rows: int) -> int:
+        """Rows of the largest row group that are decoded at once."""
+        return self.group_rows if batch_rows >= WHOLE_GROUP_ROWS else self.small_group_rows
+
     def _growth(self, rows: int, batch_rows: int, matrix: float, pages: float) -> float:
         """`matrix`: held throughout; `pages`: held while they are built."""
         # A tree of depth d has at most 2^d leaves, and no more nodes than a few rows each allow.
         nodes = min(2**self.max_depth, max(1, rows // 16))
-        decoded = min(self.group_rows, rows)
+        decoded = min(self._held_rows(batch_rows), rows)
         batch = self.group_bytes + (decoded + min(batch_rows, decoded)) * self.row_width  # as read, and as handed on
         building = pages + rows * self.building_row_bytes + batch
         training = rows * self.row_bytes + nodes * self.node_bytes

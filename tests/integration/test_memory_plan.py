@@ -137,7 +137,7 @@ def test_a_row_group_larger_than_the_budget_is_split_while_reading(tmp_path: Pat
     less = wanted - (32 << 20) if row_group == 32_768 else wanted  # the large one is split anyway
     succeed("plan", "--quiet", *words, "--max-memory-per-instance-gb", f"{less / 2**30 + 1e-6:.6f}", data, run)
     planned = plan_of(run)
-    assert planned["memory_law"]["group_rows"] == (32_768 if row_group == 32_768 else 4_096)
+    assert planned["memory_law"]["group_rows"] == (32_768 if row_group == 32_768 else 16_384)
     assert planned["instances"][0]["batch_rows"] == (4_096 if row_group == 32_768 else 32_768)
     assert planned["instances"][0]["predicted_peak_bytes"] <= planned["budget"]["bytes"]
     succeed("train-instance", "--quiet", run, "0")
