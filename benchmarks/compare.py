@@ -23,7 +23,7 @@ import psutil
 from growth import SIZES, growth_table
 from limits import ladder_lines, limits_table, sample_lines
 from memory_law import law_table
-from peers import peers_table
+from peers import PEERS, peers_table
 from reference_table import REFERENCE_FEATURES, REFERENCE_GENES, make_table
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--sections", default=",".join(TITLES))
     parser.add_argument("--data", type=Path, help="where the tables are kept (default: made anew)")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each peer; times are medians")
+    parser.add_argument("--peers", default=",".join(PEERS), help="who is compared with")
     parser.add_argument("--trees", type=int, default=10, help="trees of the peers")
     parser.add_argument("--instances", default="0,1,2,3,4,5,6", help="which 1,500-gene instances to train")
     given = parser.parse_args()
@@ -80,7 +81,7 @@ def main() -> None:
             "law": law_table,
             "limits": lambda: limits_table(table(REFERENCE_GENES), place, [int(i) for i in given.instances.split(",")]),
             "ladder": lambda: ladder_lines(table(REFERENCE_GENES), place),
-            "peers": lambda: peers_table(table(1000), place, given.trees, given.repeat),
+            "peers": lambda: peers_table(table(1000), place, given.trees, given.repeat, given.peers.split(",")),
             "growth": lambda: growth_table({genes: table(genes) for genes in SIZES}, place),
             "sample": lambda: sample_lines(table(REFERENCE_GENES), place),
         }

@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def run_metabatch(data: Path, run: Path, trees: int, strategy: str) -> dict[str,
     }  # fmt: skip
 
 
-def peers_table(data: Path, place: Path, trees: int, repeat: int) -> Iterator[str]:
+def peers_table(data: Path, place: Path, trees: int, repeat: int, peers: Sequence[str] = PEERS) -> Iterator[str]:
     """Lines of a table: everybody on the same genes, folds and trees, `repeat` times in turn; medians."""
     runs: dict[str, list[dict[str, Any]]] = {}
     folds = place / "folds.parquet"
@@ -109,11 +109,14 @@ def peers_table(data: Path, place: Path, trees: int, repeat: int) -> Iterator[st
             result = run_metabatch(data, run, trees, strategy)
             runs.setdefault(result["peer"], []).append(result)
             pl.read_parquet(run / "instances/00/oof.parquet", columns=["gene_id", "fold"]).unique().write_parquet(folds)
-        for peer in PEERS:
+        for peer in peers:
             command = [sys.executable, __file__, peer, str(data), str(folds), str(trees)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             runs.setdefault(peer, []).append(json.loads(done.stdout.splitlines()[-1]))
-    yield f"{trees} trees a class, 5 folds and a final model: 18 boosters; medians of {repeat} run(s). Peak: VmHWM.\n"
+    yield (
+        f"{trees} trees a class, 5 folds and a final model: 18 boosters; medians of {repeat} run(s). Peak: VmHWM; of "
+        "external memory, whose mapped pages count as resident, anonymous memory.\n"
+    )
     yield "| who | peak MiB | usual / it | seconds | usual / it | AP donor | AP acceptor | seconds by step |"
     yield "|---|---|---|---|---|---|---|---|"
     usual = {key: _median(runs["usual"], key) for key in ("peak", "seconds")}
