@@ -68,6 +68,11 @@ def main() -> None:
     parser.add_argument("--trees", type=int, default=10, help="trees of the peers")
     parser.add_argument("--instances", default="0,1,2,3,4,5,6", help="which 1,500-gene instances to train")
     given = parser.parse_args()
+    peers = given.peers.split(",")
+    if "usual" not in peers or not set(peers) <= set(PEERS):
+        parser.error(
+            f"--peers {given.peers}: names from {', '.join(PEERS)}, usual among them (all are held against it)"
+        )
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         kept = given.data or place / "tables"
@@ -81,7 +86,7 @@ def main() -> None:
             "law": law_table,
             "limits": lambda: limits_table(table(REFERENCE_GENES), place, [int(i) for i in given.instances.split(",")]),
             "ladder": lambda: ladder_lines(table(REFERENCE_GENES), place),
-            "peers": lambda: peers_table(table(1000), place, given.trees, given.repeat, given.peers.split(",")),
+            "peers": lambda: peers_table(table(1000), place, given.trees, given.repeat, peers),
             "growth": lambda: growth_table({genes: table(genes) for genes in SIZES}, place),
             "sample": lambda: sample_lines(table(REFERENCE_GENES), place),
         }

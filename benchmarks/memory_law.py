@@ -38,7 +38,7 @@ class Case:
     row_group: int = 16_384
 
     def text(self) -> str:
-        options = " ".join(self.words)
+        options = " ".join(self.words) + (f", row groups of {self.row_group:,}" if self.row_group != 16_384 else "")
         return (f"| {self.table} | {self.genes or ''} | {self.features or ''} | {self.zeros:g} | {self.missing:g} "
                 f"| {self.strategy} | {options} ")  # fmt: skip
 
@@ -107,7 +107,7 @@ def write_case(folder: Path, case: Case) -> Path:
 def law_table(only: str = "") -> Iterator[str]:
     """Lines of a table of the cases in whose description `only` occurs, and what the errors come to."""
     yield (
-        "Generated tables have 400 rows a gene and row groups of 16,384 rows; four trees a class. Marked with ! is an "
+        "Generated tables have 400 rows a gene and row groups of 16,384 rows unless said; four trees a class. Marked with ! is an "
         "error beyond both 10 % and 100 MB, or more than 5 % too low.\n"
     )
     yield "| table | genes | features | zeros | missing | strategy | options | predicted MiB | measured MiB | error |"

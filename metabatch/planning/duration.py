@@ -15,10 +15,9 @@ STORED_TREE_SECONDS = 1.8e-9
 BUILD_SECONDS = 2.5e-8
 START_SECONDS = 5.0
 # A tree with its pages in the page cache against one in memory (430,907 x 1,167: 1.4 dense, 1.7 zero-as-missing). And
-# pages read from disk, bytes a second: for every tree 187 s for the 7.5 GB that a hard limit of 2 GiB did not hold of
-# 9.7 (dense), 160 s for 11.6 of 13.2 (zero-as-missing).
+# pages read from disk, bytes a second and tree: 187 s for the 7.5 GB that a hard limit of 2 GiB did not hold of 9.7.
 EXTERNAL_SLOWDOWN = 1.6
-DISK_BYTES_PER_SECOND = 5e7
+DISK_BYTES_PER_SECOND = 4e7
 
 
 @dataclass(frozen=True)
