@@ -107,8 +107,8 @@ def write_case(folder: Path, case: Case) -> Path:
 def law_table(only: str = "") -> Iterator[str]:
     """Lines of a table of the cases in whose description `only` occurs, and what the errors come to."""
     yield (
-        "Generated tables have 400 rows a gene and row groups of 16,384 rows unless said; four trees a class. Marked with ! is an "
-        "error beyond both 10 % and 100 MB, or more than 5 % too low.\n"
+        "Generated tables have 400 rows a gene and row groups of 16,384 rows unless said; four trees a class. Marked "
+        "with ! is an error beyond both 10 % and 100 MB, or more than 5 % too low.\n"
     )
     yield "| table | genes | features | zeros | missing | strategy | options | predicted MiB | measured MiB | error |"
     yield "|---|---|---|---|---|---|---|---|---|---|"

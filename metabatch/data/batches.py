@@ -90,6 +90,7 @@ class Reader:
         together = max(1, min(self.rows_at_once, JOINED_ROWS) // rows)
         for batches in itertools.batched(parquet.iter_batches(rows, row_groups=[group], columns=columns), together):
             yield pa.Table.from_batches(batches)
+            del batches  # before the next ones are decoded
 
 
 def ahead[T](source: Iterator[T]) -> Iterator[T]:
