@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 from metabatch.commands._cli import COMMON, EXIT_CODES, Arguments, Text, run_command
 from metabatch.errors import UsageError
 from metabatch.rundir.layout import parse_instance_index, require_run
 from metabatch.training.instance import train_instance
+from metabatch.training.job import CHECKPOINT_SECONDS
 
 USAGE = f"""Train one instance, in a child process that is watched: short of memory, it goes on more cheaply.
 
@@ -19,6 +21,8 @@ INSTANCE is a number of the plan; without it $SLURM_ARRAY_TASK_ID is taken.
 
 Options:
   --threads N             Threads (default: the plan's, else the CPUs this process may use).
+  --checkpoint-seconds S  The booster that is growing is kept this often, or less often where that would take more than
+                          a hundredth of the time; 0: after every round [default: {CHECKPOINT_SECONDS:g}].
 {COMMON}
 {EXIT_CODES}"""
 
@@ -32,7 +36,8 @@ def action(arguments: Arguments) -> Text:
             "no instance is named" if text is None else f"{text!r} is no instance number",
             expected="train-instance RUN INSTANCE, or a Slurm array task ($SLURM_ARRAY_TASK_ID)",
         )
-    result = train_instance(run, index, threads=thread_count(arguments), force=arguments["--force"])
+    result = train_instance(run, index, threads=thread_count(arguments), force=arguments["--force"],
+                            checkpoint_seconds=checkpoint_seconds(arguments))  # fmt: skip
     if result.already:
         return Text(f"instance {index} is already done: nothing was changed", result)
     peak, predicted = result.peak_bytes / 2**20, result.predicted_peak_bytes / 2**20
@@ -48,6 +53,14 @@ def thread_count(arguments: Arguments) -> int | None:
     if not text.isdigit() or int(text) < 1:
         raise UsageError(f"--threads {text} cannot be used", expected="a whole number from 1")
     return int(text)
+
+
+def checkpoint_seconds(arguments: Arguments) -> float:
+    """--checkpoint-seconds as a number."""
+    text = arguments["--checkpoint-seconds"]
+    if not re.fullmatch(r"\d{1,9}(\.\d*)?", text):
+        raise UsageError(f"--checkpoint-seconds {text} cannot be used", expected="seconds, 0 or more")
+    return float(text)
 
 
 def main() -> int:

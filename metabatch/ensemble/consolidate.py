@@ -19,6 +19,7 @@ from metabatch.models.member import load_member
 from metabatch.resources.usage import ResourceUsage
 from metabatch.rundir.fingerprint import open_plan
 from metabatch.rundir.layout import RunDir
+from metabatch.rundir.lease import hold_folder, tidy
 from metabatch.rundir.manifests import Bundle, BundleMember, Done, Lowered, Plan, save
 from metabatch.rundir.markers import MARKER, check_stage, finish_stage, is_marked
 from metabatch.rundir.publish import attempt_folder, sha256_file
@@ -44,8 +45,9 @@ def consolidate(run: RunDir, *, force: bool = False) -> ConsolidateResult:
     dones = check_instances(run, plan)
     inputs = instance_markers(run, plan)
     if not force and _is_current(run, plan, inputs):
+        tidy(run.ensemble)
         return ConsolidateResult(len(dones), _trained(run), already=True)
-    with attempt_folder(run.ensemble) as folder:
+    with hold_folder(run.ensemble), attempt_folder(run.ensemble) as folder:
         bundle = _bundle(run, plan)
         for index in dones:
             target = member_folder(folder, index)

@@ -23,6 +23,7 @@ from metabatch.resources.signals import stop_on_signal
 from metabatch.resources.usage import Accounts
 from metabatch.rundir.fingerprint import open_plan
 from metabatch.rundir.layout import RunDir
+from metabatch.rundir.lease import hold_folder, tidy
 from metabatch.rundir.manifests import Plan, save
 from metabatch.rundir.markers import MARKER, check_stage, finish_stage, is_marked
 from metabatch.rundir.publish import attempt_folder, sha256_file, write_bytes
@@ -49,6 +50,7 @@ def evaluate(run: RunDir, *, threads: int | None = None, force: bool = False) ->
     inputs = {"ensemble": sha256_file(run.ensemble / MARKER)}
     report = run.evaluation / "report.html"
     if not force and _is_current(run, plan, inputs):
+        tidy(run.evaluation)
         return EvaluateResult(read_metrics(run), report, already=True)
     check_instances(run, plan)  # their out-of-fold scores and accounts are read
     if instance_markers(run, plan) != made_from:
@@ -61,7 +63,7 @@ def evaluate(run: RunDir, *, threads: int | None = None, force: bool = False) ->
     model = load_bundle(run.ensemble, threads=threads or cpu_count())
     groups = _groups(run, plan)
     accounts = Accounts()
-    with stop_on_signal() as stop, attempt_folder(run.evaluation) as folder:
+    with stop_on_signal() as stop, hold_folder(run.evaluation), attempt_folder(run.evaluation) as folder:
         with accounts.phase("score") as phase:
             scored = score(run, plan, model, folder, stop)
             phase.rows_read, phase.rows_asked = scored.count.read, scored.count.asked

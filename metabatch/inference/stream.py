@@ -22,6 +22,8 @@ from metabatch.errors import InputError
 from metabatch.resources.progress import Progress
 from metabatch.resources.signals import stop_on_signal
 from metabatch.rundir.fingerprint import hash_texts
+from metabatch.rundir.layout import is_passing
+from metabatch.rundir.lease import hold_folder, tidy
 from metabatch.rundir.manifests import CarriedType, Done, load
 from metabatch.rundir.markers import MARKER, check_stage, finish_stage, is_marked
 from metabatch.rundir.publish import attempt_folder, sha256_file
@@ -76,12 +78,13 @@ def predict(
             )
         check_stage(out, stage="predict", fingerprint=fingerprint)
         rows = sum(pq.read_metadata(out / name).num_rows for name in done.files)
+        tidy(out)
         return PredictResult(rows, len(done.files), already=True)
     if estimator.bundle.columns.group not in schema:
         log.warning("the data has no column %s: the predictions are written without it", estimator.bundle.columns.group)
     types = carried_types(schema, (estimator.bundle.columns.group, *estimator.bundle.columns.ids))
     rows, parts = 0, 0
-    with _no_empty_folder(out), stop_on_signal() as stop, attempt_folder(out) as folder:
+    with _no_empty_folder(out), stop_on_signal() as stop, hold_folder(out), attempt_folder(out) as folder:
         total = sum(pq.read_metadata(f).num_rows for f in files)
         with Progress("predict", total, "rows") as progress:
             for number, file in enumerate(files):
@@ -107,7 +110,7 @@ def _predicted(out: Path) -> Done | None:
         done = load(out / MARKER, Done)
         if done.stage == "predict":
             return done
-    elif not out.exists() or (out.is_dir() and all(p.name.startswith(".attempt-") for p in out.iterdir())):
+    elif not out.exists() or (out.is_dir() and all(is_passing(p.name) for p in out.iterdir())):
         return None
     raise InputError(
         f"{out} exists and holds other files",

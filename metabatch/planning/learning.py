@@ -56,7 +56,8 @@ def learned_law(law: MemoryLaw, path: str, shards: Sequence[Shard], options: Opt
     done = [(planned, usage) for planned, usage in zip(plan.instances, peaks, strict=True) if usage is not None]
     if not done:
         raise InputError(
-            f"--learn-from {path}: no instance of that run is done (in one part)", next_step=f"bin/status {path}"
+            f"--learn-from {path}: no instance of that run is done (in one part and one go)",
+            next_step=f"bin/status {path}",
         )
     factors = [f for planned, usage in done if (f := _factor(law, planned, usage)) is not None]
     scaled = law.scaled(max(_LEAST_FACTOR, *factors)) if factors else law
@@ -69,12 +70,12 @@ def learned_law(law: MemoryLaw, path: str, shards: Sequence[Shard], options: Opt
 
 
 def _peak(folder: Path, plan: Plan) -> ResourceUsage | None:
-    """What a finished instance measured; None for others, and for one trained in parts."""
+    """What a finished instance measured; None for others, and for one trained in parts or from checkpoints."""
     if not is_marked(folder):
         return None
     check_stage(folder, stage="instance", fingerprint=plan.fingerprint)
     usage = msgspec.json.decode((folder / "resource_usage.json").read_bytes(), type=ResourceUsage)
-    return usage if usage.parts == 1 else None
+    return usage if usage.parts == 1 and not usage.restored_rounds else None
 
 
 def _predicted(law: MemoryLaw, planned: PlannedInstance, usage: ResourceUsage) -> int:

@@ -22,7 +22,7 @@ from metabatch.data.roles import classify, resolve_columns
 from metabatch.data.schema import union_schema
 from metabatch.data.shards import find_parquet, scan_shards
 from metabatch.data.statistics import measure_features
-from metabatch.errors import InputError
+from metabatch.errors import InputError, OwnedError
 from metabatch.options import Options, validate
 from metabatch.planning.allocation import Allocation
 from metabatch.planning.duration import speed_of
@@ -37,6 +37,7 @@ from metabatch.resources.law import MemoryLaw
 from metabatch.resources.limits import cpu_count, memory_limits
 from metabatch.rundir.fingerprint import plan_fingerprint, plan_seal
 from metabatch.rundir.layout import RunDir
+from metabatch.rundir.lease import hold_folder, tidy
 from metabatch.rundir.manifests import (
     Booster,
     Budget,
@@ -85,6 +86,7 @@ def make_plan(
     shards = scan_shards(place)
     existing = existing_plan(run, options, explicit, shards, force=force)
     if existing is not None:
+        tidy(run.root)
         return PlanResult(existing, already=True)
     tier = tier_of(options, memory)
     options, lowered = apply_profile(options, explicit, tier)
@@ -262,7 +264,9 @@ def _write(
     run: RunDir, plan: Plan, index: GeneIndex, genes: pl.DataFrame, held: pl.Series, training: pl.DataFrame,
     allocation: Allocation, features: FeatureSet, cuts: Sequence[np.ndarray], *, force: bool,
 ) -> Plan:  # fmt: skip
-    with attempt_folder(run.root) as folder:
+    with hold_folder(run.root), attempt_folder(run.root) as folder:
+        if run.plan.exists() and not force:
+            raise OwnedError(f"another process planned {run.root} meanwhile", next_step="the same command again")
         _gene_table(genes, held, plan.columns).write_parquet(folder / "genes.parquet")
         _assignment_table(training, allocation).write_parquet(folder / "assignments.parquet")
         # Of a sample too, every gene of its row groups: who reads must know that others lie between.

@@ -6,9 +6,7 @@ import logging
 import math
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -21,6 +19,7 @@ from metabatch.resources.signals import stop_on_signal
 from metabatch.resources.supervise import supervise
 from metabatch.rundir.manifests import Booster, Columns, FeatureSet, ProbeResult, save
 from metabatch.rundir.probing import Request
+from metabatch.rundir.scratch import private_folder
 
 log = logging.getLogger(__name__)
 # Two sizes, a multiple of the probe's batches; the growth between them tells the bytes per cell.
@@ -47,8 +46,7 @@ def run_probe(
     # As many row groups as give enough rows when each gives a batch, spread over the data set.
     wanted = math.ceil(PROBE_ROWS[-1] / max(1, min(PROBE_ROWS[0], rows // len(pieces)))) + 1
     chosen = [pieces[round(x)] for x in np.linspace(0, len(pieces) - 1, min(len(pieces), wanted))]
-    with tempfile.TemporaryDirectory(prefix="metabatch-probe-") as name, stop_on_signal() as stop:
-        folder = Path(name)
+    with private_folder("probe") as folder, stop_on_signal() as stop:
         request = Request(
             parent=os.getpid(), pieces=[(str(p.file), p.row_group) for p in chosen], rows=PROBE_ROWS,
             large=large, columns=columns, options=options, booster=booster, threads=threads,
@@ -56,7 +54,8 @@ def run_probe(
         save(folder / "request.json", request)
         save(folder / "features.json", features)
         cut_table([f.name for f in features.features], cuts).write_parquet(folder / "cuts.parquet")
-        end = supervise([sys.executable, "-m", "metabatch.training.probe", str(folder)], memory_limits()[0].bytes, stop)
+        end = supervise([sys.executable, "-m", "metabatch.training.probe", str(folder)], memory_limits()[0].bytes, stop,
+                        lambda: False)  # fmt: skip
         stop.check()
     if end.code != 0:
         how = "ran out of memory" if end.out_of_memory or end.over_budget else f"ended with status {end.code}"

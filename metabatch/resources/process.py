@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import re
 import signal
 import socket
 from pathlib import Path
@@ -14,7 +13,6 @@ import msgspec
 import psutil
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_TEXT = re.compile(r"(?P<host>.+)-(?P<namespace>\d+)-(?P<pid>\d+)-(?P<start>\d+)")
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -31,14 +29,6 @@ class Identity(msgspec.Struct, frozen=True):
 
 def this_process() -> Identity:
     return Identity(socket.gethostname(), _namespace(), os.getpid(), int(psutil.Process().create_time()))
-
-
-def parse_identity(text: str) -> Identity | None:
-    """What ``str(Identity)`` wrote; None for other text."""
-    match = _TEXT.fullmatch(text)
-    if match is None:
-        return None
-    return Identity(match["host"], int(match["namespace"]), int(match["pid"]), int(match["start"]))
 
 
 def is_gone(process: Identity) -> bool:

@@ -44,6 +44,7 @@ class ResourceUsage(msgspec.Struct, kw_only=True):
         files count as resident, the anonymous part.
     predicted_peak_bytes : None for stages without a prediction.
     rung, external, batch_rows, parts : how an instance was trained (see `metabatch.training.ladder`).
+    restored_boosters, restored_rounds : taken from checkpoints of attempts before; phases are of the last attempt.
     """
 
     format_version: int = 1
@@ -63,6 +64,8 @@ class ResourceUsage(msgspec.Struct, kw_only=True):
     threads: int
     phases: list[Phase]
     after_fold_bytes: list[int]
+    restored_boosters: int = 0
+    restored_rounds: int = 0
 
 
 def peak_rss() -> int:
@@ -164,6 +167,7 @@ class Accounts:
     def usage(
         self, *, predicted_peak_bytes: int | None, budget_bytes: int, budget_source: str, threads: int,
         limit: Limit, rung: str | None = None, external: bool = False, batch_rows: int = 0, parts: int = 1,
+        restored_boosters: int = 0, restored_rounds: int = 0,
     ) -> ResourceUsage:  # fmt: skip
         """The record. With `external` the page files are mapped into memory: only the anonymous part counts."""
         self._settle()
@@ -181,6 +185,8 @@ class Accounts:
             external=external,
             batch_rows=batch_rows,
             parts=parts,
+            restored_boosters=restored_boosters,
+            restored_rounds=restored_rounds,
             threads=threads,
             phases=self.phases,
             after_fold_bytes=self.after_fold,

@@ -12,6 +12,8 @@ from shlex import quote
 from metabatch.errors import InputError
 
 FORMAT_VERSION = 1
+# What is being made, until it gets its name by one rename; and the lock of whoever is making it.
+ATTEMPT_PREFIX, TEMPORARY, LOCK = ".attempt-", ".tmp", ".lease.lock"
 
 _OURS = {"plan.json", "genes.parquet", "assignments.parquet", "features.json", "cuts.parquet", "segments.parquet"}
 _STAGES = {"instances", "ensemble", "evaluation", "logs"}
@@ -29,16 +31,16 @@ class InstanceDir:
         return self.root / "lease.json"
 
     @property
-    def lock(self) -> Path:
-        return self.root / ".lease.lock"
-
-    @property
     def attempts(self) -> Path:
         return self.root / "attempts.jsonl"
 
     @property
     def progress(self) -> Path:
         return self.root / "progress.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,12 @@ def foreign_entries(root: Path) -> list[str]:
     if not root.exists():
         return []
     names = (entry.name for entry in root.iterdir())
-    return sorted(n for n in names if n not in _OURS | _STAGES and not n.startswith(".attempt-"))
+    return sorted(n for n in names if n not in _OURS | _STAGES and not is_passing(n))
+
+
+def is_passing(name: str) -> bool:
+    """Whether a file or folder of this name is there only while a process is at work, or was when it was killed."""
+    return name == LOCK or name.startswith(ATTEMPT_PREFIX) or (name.startswith(".") and name.endswith(TEMPORARY))
 
 
 def require_run(path: str | os.PathLike[str]) -> RunDir:

@@ -12,12 +12,11 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from metabatch.resources.process import is_gone, parse_identity, this_process
-
-ATTEMPT_PREFIX = ".attempt-"
+from metabatch.resources.process import this_process
+from metabatch.rundir.layout import ATTEMPT_PREFIX, LOCK, TEMPORARY, is_passing
 
 
 def sha256_file(path: Path) -> str:
@@ -40,10 +39,16 @@ def fsync_path(path: Path) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path` atomically; on any error the old content stays and nothing is left over."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    replace_file(path, (data,))
+
+
+def replace_file(path: Path, pieces: Iterable[bytes | bytearray | memoryview]) -> None:
+    """As `write_bytes`, of several pieces one after the other."""
+    temporary = path.with_name(f".{path.name}-{this_process()}-{secrets.token_hex(4)}{TEMPORARY}")
     try:
         with temporary.open("wb") as handle:
-            handle.write(data)
+            for piece in pieces:
+                handle.write(piece)
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
@@ -55,12 +60,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def attempt_folder(parent: Path) -> Iterator[Path]:
-    """A private folder inside `parent`, removed at the end whatever happens.
-
-    Leftovers of attempts whose process on this host is gone are removed first.
-    """
+    """A private folder inside `parent`, removed at the end whatever happens."""
     parent.mkdir(parents=True, exist_ok=True)
-    remove_dead_attempts(parent)
     folder = parent / f"{ATTEMPT_PREFIX}{this_process()}-{secrets.token_hex(4)}"
     folder.mkdir()
     try:
@@ -69,18 +70,14 @@ def attempt_folder(parent: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_dead_attempts(parent: Path, *, owned: bool = False) -> list[str]:
-    """Delete attempt folders of dead processes of this host; all of them when the caller owns `parent`.
-
-    Returns the names removed.
-    """
-    removed = []
-    for entry in parent.glob(f"{ATTEMPT_PREFIX}*"):
-        process = parse_identity(entry.name.removeprefix(ATTEMPT_PREFIX).rpartition("-")[0])
-        if process is not None and (owned or is_gone(process)):
-            shutil.rmtree(entry, ignore_errors=True)
-            removed.append(entry.name)
-    return removed
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed processes left in `folder`; only for its owner (see lease.py)."""
+    for entry in folder.iterdir():
+        if is_passing(entry.name) and entry.name != LOCK:
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
 
 
 def publish_files(source: Path, target: Path) -> None:

@@ -1,6 +1,6 @@
-"""Node-local scratch for the page files of external memory: private to a process, removed after it.
+"""Node-local scratch, for the page files of external memory above all: private to a process, removed after it.
 
-Whether the owner of a page folder still lives is told by a lock on a file in it: the kernel drops it with the process,
+Whether the owner of a folder still lives is told by a lock on a file in it: the kernel drops it with the process,
 also where another container or PID namespace cannot be seen into. (flock is unreliable on NFS; pages do not lie there.)
 """
 
@@ -21,7 +21,7 @@ import psutil
 from metabatch.errors import BudgetError
 
 log = logging.getLogger(__name__)
-_PAGES = "metabatch-pages-"
+_OURS = "metabatch-"
 _LOCK = "lock"
 # A folder whose lock was never held is being made, unless it is older than this, s.
 _MAKING_SECONDS = 60.0
@@ -59,7 +59,7 @@ def page_folder(page_bytes: int) -> Iterator[Path]:
         Less than `page_bytes` are free there.
     """
     scratch = scratch_folder()
-    remove_dead_pages()  # before the space is looked at
+    remove_dead_folders()  # before the space is looked at
     free = shutil.disk_usage(scratch).free
     if free < page_bytes:
         raise BudgetError(
@@ -70,9 +70,17 @@ def page_folder(page_bytes: int) -> Iterator[Path]:
     if kind in _IN_MEMORY | _NETWORK:
         log.warning("the page files lie in %s, which is %s: slow, or counted as memory; point TMPDIR to a local disk",
                     scratch, kind)  # fmt: skip
+    with private_folder("pages") as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def private_folder(what: str) -> Iterator[Path]:
+    """A folder in scratch that is removed after the block, or by whoever comes next when this process is killed."""
+    remove_dead_folders()
     with contextlib.ExitStack() as stack:
-        # Files that cannot be removed are left to `remove_dead_pages`, not made an error of the work.
-        name = tempfile.TemporaryDirectory(prefix=_PAGES, dir=scratch, ignore_cleanup_errors=True)
+        # Files that cannot be removed are left to `remove_dead_folders`, not made an error of the work.
+        name = tempfile.TemporaryDirectory(prefix=f"{_OURS}{what}-", dir=scratch_folder(), ignore_cleanup_errors=True)
         folder = Path(stack.enter_context(name))
         lock = stack.enter_context((folder / _LOCK).open("w"))
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -81,9 +89,9 @@ def page_folder(page_bytes: int) -> Iterator[Path]:
         yield folder
 
 
-def remove_dead_pages() -> None:
-    """Delete page files that nobody holds any more."""
-    for folder in scratch_folder().glob(f"{_PAGES}*"):
+def remove_dead_folders() -> None:
+    """Delete folders in scratch that nobody holds any more."""
+    for folder in scratch_folder().glob(f"{_OURS}*"):
         if not _is_held(folder):
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -9,9 +9,10 @@ import msgspec
 
 from metabatch.errors import InputError
 from metabatch.resources.progress import read_progress
+from metabatch.rundir.attempts import read_attempts
 from metabatch.rundir.fingerprint import open_plan
 from metabatch.rundir.layout import InstanceDir, RunDir
-from metabatch.rundir.lease import is_alive, read_attempts, read_owner
+from metabatch.rundir.lease import is_alive, read_owner
 from metabatch.rundir.manifests import Plan, PlannedInstance
 from metabatch.rundir.markers import check_stage, is_marked
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from metabatch.data.cuts import cuts_of
 from metabatch.data.index import class_column, pieces_for
 from metabatch.data.preprocess import Preprocessor
 from metabatch.data.shards import shard_path, verify_unchanged
-from metabatch.errors import BudgetError, InputError
+from metabatch.errors import BudgetError, InputError, OwnedError
 from metabatch.models.calibration import Calibration, Calibrator, prior_ratios
 from metabatch.models.member import Member, save_member
 from metabatch.resources.limits import Limit
@@ -25,12 +26,14 @@ from metabatch.resources.progress import Progress
 from metabatch.resources.signals import StopFlag, stop_on_signal
 from metabatch.resources.usage import Accounts, trim_memory
 from metabatch.rundir.fingerprint import open_plan
-from metabatch.rundir.layout import InstanceDir, RunDir
+from metabatch.rundir.layout import InstanceDir, RunDir, class_stems
+from metabatch.rundir.lease import holds
 from metabatch.rundir.manifests import FeatureSet, Plan, PlannedInstance, save
 from metabatch.rundir.markers import finish_stage
 from metabatch.rundir.publish import attempt_folder
 from metabatch.rundir.tables import instance_genes, read_cuts, read_features, read_genes, read_segments
 from metabatch.training.boosters import booster_params, train_final
+from metabatch.training.checkpoints import Checkpoints, Slot
 from metabatch.training.crossval import (
     CrossValidation,
     Fitted,
@@ -68,15 +71,24 @@ def attempt(job: Job) -> Report:
     instance, planned = run.instance(job.index), plan.instances[job.index]
     accounts = Accounts()
     with stop_on_signal() as stop, accounts.watch(), attempt_folder(instance.root) as folder:
-        work = _Work(run, plan, planned, instance, job.rung, folder, job.threads, accounts, stop)
+        key = {"plan": plan.fingerprint, "parts": job.rung.parts, "xgboost": xgb.__version__}
+        kept = Checkpoints(instance.checkpoints, key, job.checkpoint_seconds, stop)
+        work = _Work(run, plan, planned, instance, job.rung, folder, job.threads, accounts, stop, kept)
         ledger = work.train()
         usage = accounts.usage(
             predicted_peak_bytes=job.predicted_peak_bytes, budget_bytes=plan.budget.bytes,
             budget_source=plan.budget.source, threads=job.threads, limit=Limit(job.limit_bytes, job.limit_source),
             rung=job.rung.name, external=job.rung.external, batch_rows=job.rung.batch_rows, parts=job.rung.parts,
+            restored_boosters=kept.restored_boosters, restored_rounds=kept.restored_rounds,
         )  # fmt: skip
         save(folder / "resource_usage.json", usage)
+        if not holds(instance.root, job.token):
+            raise OwnedError(
+                f"instance {job.index} was taken over while this process was not heard of: nothing was published",
+                next_step="look with bin/status who trains it",
+            )
         finish_stage(folder, instance.root, stage="instance", fingerprint=plan.fingerprint, ledger=ledger)
+        kept.clear()
     return Report(
         outcome="done", exit_code=0, seconds=sum(p.seconds for p in accounts.phases),
         measured_peak_bytes=usage.measured_peak_bytes,
@@ -96,6 +108,7 @@ class _Work:
     threads: int
     accounts: Accounts
     stop: StopFlag
+    kept: Checkpoints
 
     def train(self) -> list[str]:
         """All steps in order, a part of the genes after the other; returns the genes trained on."""
@@ -103,8 +116,8 @@ class _Work:
         cuts = cuts_of(read_cuts(self.run))
         fitted = []
         with OutOfFoldFile(self.folder / "oof.parquet", self.plan) as oof:
-            for genes in self._parts():
-                fitted.append(self._train_part(genes, features, cuts, oof))
+            for number, genes in enumerate(self._parts()):
+                fitted.append(self._train_part(number, genes, features, cuts, oof))
                 trim_memory()
         ledger = sorted(g for part in fitted for g in part.rows.genes)
         self._check_ledger(ledger, sum(len(part.rows) for part in fitted))
@@ -132,7 +145,7 @@ class _Work:
         return groups
 
     def _train_part(
-        self, genes: list[str], features: FeatureSet, cuts: Sequence[np.ndarray], oof: OutOfFoldFile
+        self, number: int, genes: list[str], features: FeatureSet, cuts: Sequence[np.ndarray], oof: OutOfFoldFile
     ) -> Fitted:
         plan = self.plan
         files = [shard_path(plan.dataset, s) for s in plan.dataset.shards]
@@ -141,7 +154,7 @@ class _Work:
             count = RowCount()
             rows = read_rows(pieces, genes, plan.columns, count, self.rung.batch_rows)
             phase.rows_read, phase.rows_asked = count.read, count.asked
-        part = self._fit(pieces, rows, features, cuts)
+        part = self._fit(number, pieces, rows, features, cuts)
         with self.accounts.phase("write") as phase:
             if part.cv is not None:
                 count = RowCount()
@@ -159,7 +172,9 @@ class _Work:
                 where=f"lacking: {', '.join(lacking)}" if lacking else self.plan.dataset.path,
             )
 
-    def _fit(self, pieces: Sequence[Piece], rows: Rows, features: FeatureSet, cuts: Sequence[np.ndarray]) -> Fitted:
+    def _fit(
+        self, number: int, pieces: Sequence[Piece], rows: Rows, features: FeatureSet, cuts: Sequence[np.ndarray]
+    ) -> Fitted:
         plan, options = self.plan, self.plan.options
         count = RowCount()
         passes = decoded_passes(external=self.rung.external, missing=features.has_missing)
@@ -183,7 +198,7 @@ class _Work:
                     )
                 )  # fmt: skip
                 phase.rows_read, phase.rows_asked, phase.passes = count.read, count.asked, passes
-            cv, boosters, rounds = self._boost(matrix, rows)
+            cv, boosters, rounds = self._boost(number, matrix, rows)
             del matrix  # its page files go with the stack: let go of them first
         trim_memory()
         return Fitted(rows, cv, Member(boosters, self._calibration(rows, cv)), rounds)
@@ -202,7 +217,7 @@ class _Work:
             return calibrate(cv.raw, rows, classes, plan.options)
 
     def _boost(
-        self, matrix: xgb.DMatrix, rows: Rows
+        self, number: int, matrix: xgb.DMatrix, rows: Rows
     ) -> tuple[CrossValidation | None, dict[str, xgb.Booster], dict[str, int]]:
         plan, options = self.plan, self.plan.options
         classes = plan.columns.classes
@@ -220,7 +235,7 @@ class _Work:
                     fold = self._folds(rows)
                     cv = cross_validate(
                         matrix, rows, fold, plan, self.planned.index, self.threads, on_round, progress.skip,
-                        self.accounts.note_fold,
+                        self.accounts.note_fold, functools.partial(self._slot, number),
                     )  # fmt: skip
                     rounds = cv.rounds
             with self.accounts.phase("final-models"):
@@ -230,8 +245,17 @@ class _Work:
                     progress.skip(options.n_estimators - rounds[name])
                     seed = booster_seed(plan.seed, self.planned.index, code, -1)
                     params = booster_params(options, plan.booster, self.threads, seed)
-                    boosters[name] = train_final(matrix, params, rows.label == code, weight, rounds[name], on_round)
+                    slot = self._slot(number, code, None, params)
+                    boosters[name] = train_final(
+                        matrix, params, rows.label == code, weight, rounds[name], on_round, slot
+                    )
         return cv, boosters, rounds
+
+    def _slot(self, part: int, code: int, fold: int | None, params: Mapping[str, object]) -> Slot:
+        """Where a booster is kept: of a part of the genes, a class, and a fold (None: the final model)."""
+        what = "final" if fold is None else f"fold-{fold}"
+        stem = class_stems(self.plan.columns.classes)[code]
+        return self.kept.slot(f"part-{part}.{stem}.{what}", params)
 
     def _folds(self, rows: Rows) -> np.ndarray:
         columns, options = self.plan.columns, self.plan.options

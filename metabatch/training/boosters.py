@@ -14,14 +14,16 @@ import xgboost as xgb
 
 from metabatch.options import Options
 from metabatch.rundir.manifests import Booster
+from metabatch.training.checkpoints import Saved, Slot
 
-_METRIC = "logloss"
-_DATA = "held_out"  # XGBoost allows no hyphen
+# A gain of the held-out loss below this is none.
+_LOSS_DECIMALS = 6
+_FACTS = ("rounds", "trained_rounds", "stopped_early", "train_logloss", "held_out_logloss")
 
 
 @dataclass(frozen=True)
 class FoldResult:
-    """A fold model's outcome. `rounds`: trees up to the best round; `scores`: (n,) over all matrix rows."""
+    """A fold model's outcome. `rounds`: trees up to the best round; `scores`: of the held-out rows, float32."""
 
     rounds: int
     trained_rounds: int
@@ -31,35 +33,40 @@ class FoldResult:
     scores: np.ndarray
 
 
-class _RoundHook(xgb.callback.TrainingCallback):
-    def __init__(self, on_round: Callable[[], None]) -> None:
-        self._on_round = on_round
-
-    def after_iteration(self, model: xgb.Booster, epoch: int, evals_log: object) -> bool:  # noqa: ARG002
-        self._on_round()
-        return False
-
-
 class _Judge:
-    """The metric that stops a fold; keeps the scores of the best round (of the last one with `any_round`).
+    """Looks at a fold after every round: which round is best so far, and its scores (without patience: the last one).
 
-    They are what the booster would predict, to the last bit, and come with the metric; predicting again would search
-    the bin of every cell, which on a matrix with missing cells takes as long as growing many trees.
+    The scores are what the booster would predict, to the last bit, and come from XGBoost's own cache; predicting again
+    would search the bin of every cell, which on a matrix with missing cells takes as long as growing many trees.
     """
 
-    def __init__(self, truth: np.ndarray, weight: np.ndarray, held_out: np.ndarray, *, any_round: bool) -> None:
-        self._truth, self._weight, self._held_out, self._any_round = truth, weight, held_out, any_round
+    def __init__(self, positive: np.ndarray, weight: np.ndarray, held_out: np.ndarray, patience: int) -> None:
+        self._truth, self._weight, self._held_out, self._patience = (
+            positive[held_out],
+            weight[held_out],
+            held_out,
+            patience,
+        )
         self.loss = float("nan")
+        self.rounds = 0
         self.scores = np.empty(0, dtype=np.float32)
 
-    def __call__(self, predictions: np.ndarray, _: xgb.DMatrix) -> tuple[str, float]:
-        loss = log_loss(predictions[self._held_out], self._truth, self._weight)
-        loss = float(f"{loss:f}")  # the six decimals by which XGBoost decides which round is best
-        if self._any_round or not len(self.scores) or loss < self.loss:
-            self.loss = loss
+    def resume(self, saved: Saved) -> None:
+        """Go on from a checkpoint."""
+        self.loss, self.rounds = saved.number("held_out_logloss"), int(saved.facts["rounds"])
+        self.scores = saved.scores().copy()
+
+    def look(self, predictions: np.ndarray, rounds: int) -> None:
+        """`predictions`: shape (n,), after so many `rounds`."""
+        loss = round(log_loss(predictions[self._held_out], self._truth, self._weight), _LOSS_DECIMALS)
+        if not self._patience or not len(self.scores) or loss < self.loss:
+            self.loss, self.rounds = loss, rounds
             self.scores.resize(len(predictions), refcheck=False)
             np.copyto(self.scores, predictions)  # XGBoost uses its array again in the next round
-        return _METRIC, loss
+
+    def is_over(self, rounds: int) -> bool:
+        """Whether no gain was seen for as long as the patience lasts."""
+        return bool(self._patience) and rounds - self.rounds >= self._patience
 
 
 def booster_params(options: Options, settings: Booster, threads: int, seed: int) -> dict[str, object]:
@@ -93,7 +100,7 @@ def log_loss(p: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> float:
 
 def train_fold(
     matrix: xgb.DMatrix, params: dict[str, object], positive: np.ndarray, weight: np.ndarray, held_out: np.ndarray,
-    rounds: int, patience: int, on_round: Callable[[], None],
+    rounds: int, patience: int, on_round: Callable[[], None], slot: Slot | None = None,
 ) -> FoldResult:  # fmt: skip
     """Train on the rows outside `held_out`; stop when the held-out log loss has not improved for the patience.
 
@@ -106,44 +113,84 @@ def train_fold(
         Most trees.
     patience : int
         Rounds without gain before stopping; 0: all `rounds` are trained and kept.
+    slot : Slot, optional
+        Where the booster is kept while it grows, and the outcome afterwards; what lies there is used.
     """
+    saved = slot.read() if slot else None
+    if saved is not None and saved.finished:
+        return _known(saved)
     matrix.set_info(label=positive.astype(np.float32), weight=np.where(held_out, np.float32(0), weight))
-    judge = _Judge(positive[held_out], weight[held_out], held_out, any_round=not patience)
-    callbacks: list[xgb.callback.TrainingCallback] = [_RoundHook(on_round)]
-    if patience:
-        callbacks.append(
-            xgb.callback.EarlyStopping(rounds=patience, metric_name=_METRIC, data_name=_DATA, maximize=False)
-        )
-    booster = xgb.train(
-        params, matrix,
-        num_boost_round=rounds, evals=[(matrix, _DATA)], custom_metric=judge, verbose_eval=False, callbacks=callbacks,
-    )  # fmt: skip
-    trained = booster.num_boosted_rounds()
+    judge = _Judge(positive, weight, held_out, patience)
+    booster = _begin(params, matrix, saved)
+    if saved is not None:
+        judge.resume(saved)
+    del saved
+    while (trained := booster.num_boosted_rounds()) < rounds and not judge.is_over(trained):
+        booster.update(matrix, trained)
+        judge.look(booster.predict(matrix), trained + 1)
+        on_round()
+        if slot:
+            facts = {"rounds_done": trained + 1, "rounds": judge.rounds, "held_out_logloss": judge.loss}
+            slot.keep_growing(booster, facts, judge.scores)
     kept = ~held_out
-    return FoldResult(
-        rounds=booster.best_iteration + 1 if patience else trained,
+    outcome = FoldResult(
+        rounds=judge.rounds,
         trained_rounds=trained,
         stopped_early=trained < rounds,
         train_logloss=log_loss(judge.scores[kept], positive[kept], weight[kept]),
         held_out_logloss=judge.loss,
-        scores=judge.scores,
+        scores=judge.scores[held_out],
     )
+    if slot:
+        facts = {n: getattr(outcome, n) for n in _FACTS} | {"rounds_done": trained}
+        slot.keep_finished(facts, scores=outcome.scores)
+    return outcome
 
 
 def train_final(
     matrix: xgb.DMatrix, params: dict[str, object], positive: np.ndarray, weight: np.ndarray | None,
-    rounds: int, on_round: Callable[[], None],
+    rounds: int, on_round: Callable[[], None], slot: Slot | None = None,
 ) -> xgb.Booster:  # fmt: skip
     """Train on all rows for a fixed number of rounds.
 
-    `weight` None: on a matrix that never had weights; saves the memory of as many ones.
+    `weight` None: on a matrix that never had weights; saves the memory of as many ones. `slot`: as in `train_fold`.
     """
+    saved = slot.read() if slot else None
+    if saved is not None and saved.finished:
+        return xgb.Booster({"nthread": params["nthread"]}, model_file=bytearray(saved.blobs["model"]))
     matrix.set_info(label=positive.astype(np.float32))
     if weight is not None:
         matrix.set_info(weight=weight)
-    booster = xgb.train(params, matrix, num_boost_round=rounds, callbacks=[_RoundHook(on_round)])
+    booster = _begin(params, matrix, saved)
+    del saved
+    while (trained := booster.num_boosted_rounds()) < rounds:
+        booster.update(matrix, trained)
+        on_round()
+        if slot:
+            slot.keep_growing(booster, {"rounds_done": trained + 1}, None)
     booster.reset()  # lets go of histograms and caches, which would pile up class by class
+    if slot:
+        slot.keep_finished({"rounds_done": rounds}, model=booster.save_raw("ubj"))
     return booster
+
+
+def _begin(params: dict[str, object], matrix: xgb.DMatrix, saved: Saved | None) -> xgb.Booster:
+    """A new booster, or a growing one as it was kept; its configuration holds the state of its random numbers."""
+    booster = xgb.Booster(params, [matrix])
+    if saved is not None:
+        booster.load_model(bytearray(saved.blobs["model"]))
+        booster.load_config(saved.blobs["config"].decode())
+        booster.set_param({"nthread": params["nthread"]})
+    return booster
+
+
+def _known(saved: Saved) -> FoldResult:
+    facts = saved.facts
+    return FoldResult(
+        rounds=int(facts["rounds"]), trained_rounds=int(facts["trained_rounds"]),
+        stopped_early=bool(facts["stopped_early"]), train_logloss=saved.number("train_logloss"),
+        held_out_logloss=saved.number("held_out_logloss"), scores=saved.scores(),
+    )  # fmt: skip
 
 
 def recommended_rounds(best: list[int], limit: int) -> int:

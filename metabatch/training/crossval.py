@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from metabatch.models.member import Member
 from metabatch.options import Options
 from metabatch.rundir.manifests import Plan
 from metabatch.training.boosters import FoldResult, booster_params, recommended_rounds, train_fold
+from metabatch.training.checkpoints import Slot
 from metabatch.training.matrix import Rows
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ def booster_seed(plan_seed: int, instance: int, code: int, fold: int) -> int:
 def cross_validate(
     matrix: xgb.DMatrix, rows: Rows, fold: np.ndarray, plan: Plan, instance: int, threads: int,
     on_round: Callable[[], None], on_saved: Callable[[int], None], on_fold: Callable[[], None],
+    slot_of: Callable[[int, int, Mapping[str, object]], Slot],
 ) -> CrossValidation:  # fmt: skip
     """Train every class on every fold.
 
@@ -64,6 +66,8 @@ def cross_validate(
         Told the rounds that early stopping saved.
     on_fold : callable
         Told when a fold of a class is through.
+    slot_of : callable
+        Class, fold, parameters -> where its booster is kept.
     """
     options, classes = plan.options, plan.columns.classes
     raw = np.full((len(rows), len(classes)), np.nan, dtype=np.float32)
@@ -78,11 +82,12 @@ def cross_validate(
             # No held-out loss to stop by: as many trees as the other folds found best.
             limit = options.n_estimators if judges else recommended_rounds(best, options.n_estimators)
             patience = options.early_stopping_patience if judges else 0
-            outcome = train_fold(matrix, params, positive, rows.weight, held_out, limit, patience, on_round)
+            slot = slot_of(code, number, params)
+            outcome = train_fold(matrix, params, positive, rows.weight, held_out, limit, patience, on_round, slot)
             if judges:
                 best.append(outcome.rounds)
             on_saved(options.n_estimators - outcome.trained_rounds)
-            raw[held_out, code] = outcome.scores[held_out]
+            raw[held_out, code] = outcome.scores
             log.debug(
                 "%s, fold %d: best of %d rounds is %d, log loss %.5f trained, %.5f held out",
                 name, number, outcome.trained_rounds, outcome.rounds, outcome.train_logloss, outcome.held_out_logloss,

@@ -5,9 +5,11 @@ This process stays small (no data or tree library is imported here), so that it 
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 import math
 import os
+import shutil
 import signal
 import sys
 from collections import Counter
@@ -27,14 +29,15 @@ from metabatch.errors import (
 from metabatch.resources.limits import Limit, cpu_limits, memory_limits
 from metabatch.resources.signals import StopFlag, stop_on_signal
 from metabatch.resources.supervise import ChildEnd, supervise
+from metabatch.rundir.attempts import read_attempts
 from metabatch.rundir.fingerprint import open_plan
 from metabatch.rundir.layout import InstanceDir, RunDir
-from metabatch.rundir.lease import Lease, hold, read_attempts
+from metabatch.rundir.lease import Lease, hold, tidy
 from metabatch.rundir.manifests import Plan, PlannedInstance
 from metabatch.rundir.markers import check_stage, is_marked
-from metabatch.rundir.publish import remove_dead_attempts
-from metabatch.rundir.scratch import remove_dead_pages
-from metabatch.training.job import Job, Report
+from metabatch.rundir.publish import remove_leftovers
+from metabatch.rundir.scratch import remove_dead_folders
+from metabatch.training.job import CHECKPOINT_SECONDS, Job, Report
 from metabatch.training.ladder import Rung, predicted_peak, rungs
 
 log = logging.getLogger(__name__)
@@ -58,8 +61,18 @@ class InstanceResult:
     rung: str = ""
 
 
-def train_instance(run: RunDir, index: int, *, threads: int | None = None, force: bool = False) -> InstanceResult:
+def train_instance(
+    run: RunDir, index: int, *, threads: int | None = None, force: bool = False,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> InstanceResult:  # fmt: skip
     """Train instance `index` of a planned run.
+
+    Parameters
+    ----------
+    force : bool
+        Also when it is done, and without what was kept of it.
+    checkpoint_seconds : float
+        How often the growing booster is kept (see `metabatch.training.checkpoints`).
 
     Raises
     ------
@@ -83,15 +96,19 @@ def train_instance(run: RunDir, index: int, *, threads: int | None = None, force
         )
     instance = run.instance(index)
     if not force and _is_done(instance, plan):
+        tidy(instance.root, instance)
         return InstanceResult(index, already=True)
     limit = _effective(plan, memory_limits()[0])
     with hold(instance, plan.fingerprint) as lease, stop_on_signal() as stop:
         if not force and _is_done(instance, plan):  # somebody else finished it while we waited
             return InstanceResult(index, already=True)
+        if force:
+            shutil.rmtree(instance.checkpoints, ignore_errors=True)
         count, why = _threads(plan, threads)
         job = Job(
             run=str(run.root.resolve()), index=index, rung=None, threads=count,
-            parent=os.getpid(), predicted_peak_bytes=0, limit_bytes=limit.bytes, limit_source=limit.source,
+            parent=os.getpid(), token=lease.token, checkpoint_seconds=checkpoint_seconds,
+            predicted_peak_bytes=0, limit_bytes=limit.bytes, limit_source=limit.source,
             log_level=logging.getLogger().getEffectiveLevel(),
         )  # fmt: skip
         log.info("memory: at most %s (%s); %d threads (%s)", _gb(limit.bytes), limit.source, job.threads, why)
@@ -136,19 +153,19 @@ def _descend(
     needed = 0
     for rung in ladder:
         predicted = predicted_peak(plan.memory_law, rung, planned)
-        attempt = lease.begin(rung.name, predicted, limit.bytes)
         if rung.name in too_much:
             message = "took too much memory before, with no less than can be had now"
             log.info("instance %d: %s %s", planned.index, rung.name, message)
-            lease.end("not-tried", None, message)
+            lease.skip(rung.name, predicted, limit.bytes, message)
             needed = max(predicted, limit.bytes)
             continue
         if predicted > limit.bytes:
             needed = predicted
             message = f"predicted {_gb(predicted)}, {_gb(limit.bytes)} can be had ({limit.source})"
             log.warning("instance %d: %s does not fit: %s", planned.index, rung.name, message)
-            lease.end("not-tried", None, message)
+            lease.skip(rung.name, predicted, limit.bytes, message)
             continue
+        attempt = lease.begin(rung.name, predicted, limit.bytes)
         log.info("instance %d, attempt %d: %s, predicted %s", planned.index, attempt, rung.name, _gb(predicted))
         done = _attempt(instance, lease, msgspec.structs.replace(job, rung=rung, predicted_peak_bytes=predicted),
                         rung, limit.bytes, stop)  # fmt: skip
@@ -172,9 +189,11 @@ def _known_too_much(instance: InstanceDir, plan: Plan, limit: Limit, ladder: Seq
     """Rungs that ran out of memory before under this plan, with no less than can be had now.
 
     A supervisor that was killed itself left no word why. It was for memory when the last report was close to the
-    limit, or when it happened `_DEATHS` times; but not even then are genes trained in parts for it.
+    limit, or when it happened `_DEATHS` times without a checkpoint in between; but not even then are genes trained in
+    parts for it.
     """
     found, deaths = set(), Counter[str]()
+    kept = _last_checkpoint(instance)
     for attempt in read_attempts(instance):
         if attempt.plan != plan.fingerprint or attempt.limit_bytes < limit.bytes:
             continue
@@ -182,23 +201,33 @@ def _known_too_much(instance: InstanceDir, plan: Plan, limit: Limit, ladder: Seq
             found.add(attempt.rung)
         if attempt.outcome == "killed":
             close = (attempt.measured_peak_bytes or 0) > _CLOSE * attempt.limit_bytes
-            deaths[attempt.rung] += _DEATHS if close else 1
+            got_on = kept is not None and attempt.started <= kept
+            deaths[attempt.rung] += _DEATHS if close else not got_on
     whole = [rung.name for rung in ladder if rung.parts == 1]
     return found | {rung for rung, count in deaths.items() if count >= _DEATHS and rung in whole[:-1]}
 
 
+def _last_checkpoint(instance: InstanceDir) -> str | None:
+    """When a booster was kept last, as in attempts.jsonl; None when none is."""
+    times = [p.stat().st_mtime for p in instance.checkpoints.glob("*.ckpt")]
+    return dt.datetime.fromtimestamp(max(times), dt.UTC).isoformat(timespec="seconds") if times else None
+
+
 def _attempt(instance: InstanceDir, lease: Lease, job: Job, rung: Rung, budget: int, stop: StopFlag) -> Report | None:
     """One child; its report when it is done, None when it ran out of memory. Everything else is raised."""
-    remove_dead_attempts(instance.root, owned=True)
     command = [sys.executable, "-m", "metabatch.training.child", msgspec.json.encode(job).decode()]
     try:
-        end = supervise(command, budget, stop)
+        end = supervise(command, budget, stop, lease.is_lost)
     except BaseException as error:  # put on record, and goes on
         lease.end("failed", None, f"{type(error).__name__}: {error}")
         raise
+    remove_dead_folders()
+    if end.abandoned:
+        message = "taken over by another process, because this one was not heard of"
+        lease.end("abandoned", end.peak_bytes, message)
+        raise OwnedError(f"instance {job.index}: {message}", next_step="look with bin/status who trains it")
     instance.progress.unlink(missing_ok=True)
-    remove_dead_attempts(instance.root, owned=True)
-    remove_dead_pages()
+    remove_leftovers(instance.root)
     report = _report_of(end)
     peak = max(end.peak_bytes, report.measured_peak_bytes if report.outcome == "done" else 0)
     lease.end(report.outcome, peak, report.message)

@@ -6,15 +6,20 @@ import msgspec
 
 from metabatch.training.ladder import Rung
 
+# A growing booster is kept this often (and seldom enough not to slow the training, see checkpoints.py).
+CHECKPOINT_SECONDS = 30.0
+
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt to make. `parent`: process id of the supervisor."""
+    """One attempt to make. `parent`: process id of the supervisor; `token`: names its claim on the instance."""
 
     run: str
     index: int
     rung: Rung | None
     threads: int
     parent: int
+    token: str
+    checkpoint_seconds: float
     predicted_peak_bytes: int
     limit_bytes: int
     limit_source: str

@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -26,7 +24,7 @@ from metabatch.data.preprocess import Preprocessor
 from metabatch.errors import InputError
 from metabatch.resources.usage import trim_memory
 from metabatch.rundir.manifests import Columns
-from metabatch.rundir.scratch import page_folder
+from metabatch.rundir.scratch import page_folder, private_folder
 
 log = logging.getLogger(__name__)
 type Batch = pa.Table | np.ndarray
@@ -178,9 +176,9 @@ def shape_passes(*, external: bool, missing: bool) -> frozenset[int]:
     sizes = [t.num_rows for t in parts]
     kind = xgb.ExtMemQuantileDMatrix if external else xgb.QuantileDMatrix
     trees = []
-    with tempfile.TemporaryDirectory() as folder:
+    with private_folder("trial") as folder:
         for number, passes in enumerate((frozenset[int](), claimed)):
-            prefix = str(Path(folder) / f"trial{number}") if external else None
+            prefix = str(folder / f"trial{number}") if external else None
             batches = Batches(
                 names, lambda: iter(parts), lambda: blank_batches(sizes, names, missing=missing), passes, prefix
             )

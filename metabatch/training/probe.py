@@ -159,7 +159,7 @@ class _Probe:
         if options.n_folds:
             held_out = np.arange(len(label)) % 2 == 0
             scores = train_fold(matrix, params, label == 0, weight, held_out, 1, 0, lambda: None).scores
-            raw = np.repeat(scores[:, None], len(self.columns.classes), axis=1)
+            raw = np.repeat(np.resize(scores, len(label))[:, None], len(self.columns.classes), axis=1)
             cv = CrossValidation(raw=raw, meta=raw, fold=held_out.astype(np.int16))
             calibrate(cv.raw, rows, self.columns.classes, options).apply(raw)
         train_final(matrix, params, label == 0, weight, 1, lambda: None)

@@ -195,7 +195,7 @@ def test_a_second_process_on_a_live_instance_exits_5_and_says_who(tmp_path: Path
     finally:
         first.kill()
     left = {p.name for p in (run / "instances" / "00").iterdir()}
-    assert left == {"attempts.jsonl"}
+    assert left == {"attempts.jsonl", "checkpoints"}
     assert succeed("status", "--json", run).json["instances"][0]["state"] == "interrupted"
 
 

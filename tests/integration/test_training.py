@@ -66,12 +66,12 @@ def test_folds_by_weight_zero_equal_training_on_the_subset_tree_for_tree(trained
         on_subset = xgb.train(params, subset, num_boost_round=20)
         assert by_weight.get_dump(dump_format="json") == on_subset.get_dump(dump_format="json")
         assert np.array_equal(by_weight.predict(matrix), on_subset.predict(matrix))
-        assert np.array_equal(fold.scores, on_subset.predict(matrix))
+        assert np.array_equal(fold.scores, on_subset.predict(matrix)[held_out])
         fast = params | {"learning_rate": 0.9}
         stopped = train_fold(matrix, fast, positive, rows.weight, held_out, 100, 3, lambda: None)
         assert stopped.stopped_early
         up_to_best = xgb.train(fast, matrix, num_boost_round=stopped.rounds)
-        assert np.array_equal(stopped.scores, up_to_best.predict(matrix))
+        assert np.array_equal(stopped.scores, up_to_best.predict(matrix)[held_out])
 
 
 def _among(file: Path, names: list[str]) -> object:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from metabatch.rundir.scratch import file_system, page_folder, remove_dead_pages, scratch_folder
+from metabatch.rundir.scratch import file_system, page_folder, remove_dead_folders, scratch_folder
 
 HOLD = """
 import sys, time
@@ -30,11 +30,11 @@ def test_pages_stay_while_their_owner_lives_and_go_when_it_is_killed(scratch: Pa
     with subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE) as owner:
         assert owner.stdout is not None
         assert owner.stdout.readline() == b"held\n"
-        remove_dead_pages()
+        remove_dead_folders()
         assert len(list(scratch.iterdir())) == 1
         owner.kill()
     assert len(list(scratch.iterdir())) == 1
-    remove_dead_pages()
+    remove_dead_folders()
     assert not list(scratch.iterdir())
 
 
