@@ -1,32 +1,63 @@
-# Shared by the sbatch scripts: run a stage so that signals, requeues and containers behave.
+# Shared by the sbatch scripts: run a stage so that signals, requeues, kills for memory and containers behave.
 #
-# run_stage EXECUTABLE ARGUMENT...
-#   natively from this checkout, or from the Apptainer image named in METABATCH_IMAGE. The stage runs as a
-#   child, because Slurm's TERM and USR1 reach only this shell: they are passed on. Exit code 75 ("interrupted,
-#   run me again") puts the job back into the queue.
+# run_stage EXECUTABLE RUN ARGUMENT...
+#   natively from this checkout, or from the Apptainer image named in METABATCH_IMAGE. Inside a job the stage is a step
+#   of its own (srun): Slurm then accounts for it, and when the kernel killed a part of it and the stage went on more
+#   cheaply, the job still ends as completed, so that what depends on it starts. Slurm's TERM before the time limit and
+#   USR1 reach only this shell: they are passed on. Exit code 75 ("interrupted, run me again") puts the job back into the
+#   queue, unless somebody cancelled it.
 run_stage() {
-  local stage=$1 child code job
+  local stage=$1 child code pass_on=TERM
   shift
-  echo "metabatch: $stage $* on $(hostname), job ${SLURM_JOB_ID:-none}, task ${SLURM_ARRAY_TASK_ID:-none}," \
-    "restart ${SLURM_RESTART_COUNT:-0}, $(date -u +%FT%TZ)"
+  echo "metabatch: $stage $* on ${SLURMD_NODENAME:-$(hostname)}, job ${SLURM_JOB_ID:-none}," \
+    "task ${SLURM_ARRAY_TASK_ID:-none}, restart ${SLURM_RESTART_COUNT:-0}, $(date -u +%FT%TZ)"
+  local command=("$METABATCH_HOME/bin/$stage" "$@")
   if [ -n "${METABATCH_IMAGE:-}" ]; then
-    apptainer exec --bind "${METABATCH_BIND:-$PWD}" "$METABATCH_IMAGE" "$stage" "$@" &
-  else
-    "$METABATCH_HOME/bin/$stage" "$@" &
+    image_command "$stage" "$@"
   fi
+  if [ -n "${SLURM_JOB_ID:-}" ] && command -v srun >/dev/null; then
+    # srun does not take over --cpus-per-task of the job by itself.
+    command=(srun --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --unbuffered "${command[@]}")
+    pass_on=USR1 # TERM would make srun kill the step; the stage takes both for the same
+  fi
+  "${command[@]}" &
   child=$!
-  trap 'kill -TERM "$child" 2>/dev/null' TERM USR1 INT
+  trap 'kill -$pass_on "$child" 2>/dev/null' TERM USR1 INT
   while :; do
     wait "$child"
     code=$?
     kill -0 "$child" 2>/dev/null || break # a trapped signal ends wait before the child does
   done
   trap - TERM USR1 INT
-  if [ "$code" -eq 75 ] && [ -n "${SLURM_JOB_ID:-}" ]; then
-    job=$SLURM_JOB_ID
-    [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-    echo "metabatch: interrupted, back into the queue: $job"
-    scontrol requeue "$job"
-  fi
+  echo "metabatch: $stage ended with exit code $code, $(date -u +%FT%TZ)"
+  [ "$code" -ne 75 ] || back_into_the_queue
   exit "$code"
+}
+
+# Sets `command` to the stage inside the image. The image is read-only; the run, its data set, the working directory and
+# the scratch folder are bound, METABATCH_BIND adds to them. SLURM_* and TMPDIR are passed on also where the site cleans
+# the environment of containers.
+image_command() {
+  local run=$2 name place binds='' data
+  data=$(sed -n 's/^ *"path": "\(.*\)",$/\1/p' "$run/plan.json" 2>/dev/null | head -n 1)
+  for place in "$PWD" "$(readlink -f -- "$run")" "$data" "${TMPDIR:-}" "${SLURM_TMPDIR:-}"; do
+    [ ! -d "$place" ] || binds=$binds${binds:+,}$place
+  done
+  for name in $(compgen -e | grep -E '^(SLURM_|SLURMD_|TMPDIR$)'); do
+    export "APPTAINERENV_$name=${!name}"
+  done
+  command=(apptainer exec --pwd "$PWD" --bind "$binds${METABATCH_BIND:+,$METABATCH_BIND}" "$METABATCH_IMAGE" "$@")
+}
+
+back_into_the_queue() {
+  local job=${SLURM_JOB_ID:-} state
+  [ -n "$job" ] || return 0
+  [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+  state=$(scontrol --oneliner show job "$SLURM_JOB_ID" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p')
+  if [ "$state" = RUNNING ]; then
+    echo "metabatch: interrupted, back into the queue: $job"
+    scontrol requeue "$SLURM_JOB_ID"
+  else # cancelled by somebody, or requeued by Slurm itself
+    echo "metabatch: interrupted, job $job is $state: nothing more is done"
+  fi
 }

@@ -1,5 +1,5 @@
 #!/bin/bash
-# All instances into one model: sbatch jobs/consolidate.sh RUN
+# All instances into one model: sbatch jobs/consolidate.sh RUN [OPTION...]
 #SBATCH --job-name=metabatch-consolidate
 #SBATCH --output=metabatch-consolidate-%j.log
 #SBATCH --open-mode=append
@@ -13,4 +13,4 @@ script=$(scontrol show job "${SLURM_JOB_ID:-}" 2>/dev/null | sed -n 's/^ *Comman
 script=${script:-${SLURM_SUBMIT_DIR:-$PWD}/jobs/consolidate.sh}
 export METABATCH_HOME=${METABATCH_HOME:-$(dirname "$(dirname "$script")")}
 . "$METABATCH_HOME/jobs/common.sh"
-run_stage consolidate "$1"
+run_stage consolidate "$@"

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Honest evaluation and report: sbatch jobs/evaluate.sh RUN
+# Honest evaluation and report: sbatch jobs/evaluate.sh RUN [OPTION...]
 #SBATCH --job-name=metabatch-evaluate
 #SBATCH --output=metabatch-evaluate-%j.log
 #SBATCH --open-mode=append
@@ -13,4 +13,4 @@ script=$(scontrol show job "${SLURM_JOB_ID:-}" 2>/dev/null | sed -n 's/^ *Comman
 script=${script:-${SLURM_SUBMIT_DIR:-$PWD}/jobs/evaluate.sh}
 export METABATCH_HOME=${METABATCH_HOME:-$(dirname "$(dirname "$script")")}
 . "$METABATCH_HOME/jobs/common.sh"
-run_stage evaluate "$1"
+run_stage evaluate "$@"

@@ -1,5 +1,6 @@
 #!/bin/bash
-# One instance per array task: sbatch --array=0-6 --mem=… jobs/train.sh RUN   (plan prints the line)
+# One instance per array task: sbatch --array=0-6 --mem=… jobs/train.sh RUN [OPTION...]   (plan prints the line)
+# OPTIONs are those of train-instance. METABATCH_FIRST_INSTANCE is added to the task number: a site may limit that.
 #SBATCH --job-name=metabatch-train
 #SBATCH --output=metabatch-train-%A_%a.log
 #SBATCH --open-mode=append
@@ -13,4 +14,6 @@ script=$(scontrol show job "${SLURM_JOB_ID:-}" 2>/dev/null | sed -n 's/^ *Comman
 script=${script:-${SLURM_SUBMIT_DIR:-$PWD}/jobs/train.sh}
 export METABATCH_HOME=${METABATCH_HOME:-$(dirname "$(dirname "$script")")}
 . "$METABATCH_HOME/jobs/common.sh"
-run_stage train-instance "$1" "${SLURM_ARRAY_TASK_ID:?submit with --array}"
+run=$1
+shift
+run_stage train-instance "$run" "$((${METABATCH_FIRST_INSTANCE:-0} + ${SLURM_ARRAY_TASK_ID:?submit with --array}))" "$@"

@@ -23,7 +23,7 @@ from metabatch.models.calibration import Calibration, Calibrator, prior_ratios
 from metabatch.models.member import Member, save_member
 from metabatch.resources.limits import Limit
 from metabatch.resources.progress import Progress
-from metabatch.resources.signals import StopFlag, stop_on_signal
+from metabatch.resources.signals import StopFlag
 from metabatch.resources.usage import Accounts, trim_memory
 from metabatch.rundir.fingerprint import open_plan
 from metabatch.rundir.layout import InstanceDir, RunDir, class_stems
@@ -53,7 +53,7 @@ from metabatch.training.parts import parts_of, untrainable
 log = logging.getLogger(__name__)
 
 
-def attempt(job: Job) -> Report:
+def attempt(job: Job, stop: StopFlag) -> Report:
     """Train the instance of `job` on its rung and publish it.
 
     Raises
@@ -62,6 +62,8 @@ def attempt(job: Job) -> Report:
         The data changed since the plan, or cannot be read.
     BudgetError
         No space for the page files, or parts that could not be trained.
+    InterruptedRunError
+        `stop` was set; what was trained so far is kept.
     """
     if job.rung is None:
         raise ValueError("a job without a rung")
@@ -70,7 +72,7 @@ def attempt(job: Job) -> Report:
     verify_unchanged(plan.dataset)
     instance, planned = run.instance(job.index), plan.instances[job.index]
     accounts = Accounts()
-    with stop_on_signal() as stop, accounts.watch(), attempt_folder(instance.root) as folder:
+    with accounts.watch(), attempt_folder(instance.root) as folder:
         key = {"plan": plan.fingerprint, "parts": job.rung.parts, "xgboost": xgb.__version__}
         kept = Checkpoints(instance.checkpoints, key, job.checkpoint_seconds, stop)
         work = _Work(run, plan, planned, instance, job.rung, folder, job.threads, accounts, stop, kept)
@@ -223,18 +225,14 @@ class _Work:
         classes = plan.columns.classes
         total = len(classes) * options.n_estimators * (options.n_folds + 1)
         with Progress("boosting", total, "rounds", self.instance.progress) as progress:
-
-            def on_round() -> None:
-                progress.advance()
-                self.stop.check()
-
+            self.kept.on_restored = progress.advance
             cv: CrossValidation | None = None
             rounds = dict.fromkeys(classes, options.n_estimators)
             if options.n_folds:
                 with self.accounts.phase("cross-validation"):
                     fold = self._folds(rows)
                     cv = cross_validate(
-                        matrix, rows, fold, plan, self.planned.index, self.threads, on_round, progress.skip,
+                        matrix, rows, fold, plan, self.planned.index, self.threads, progress.advance, progress.skip,
                         self.accounts.note_fold, functools.partial(self._slot, number),
                     )  # fmt: skip
                     rounds = cv.rounds
@@ -247,7 +245,7 @@ class _Work:
                     params = booster_params(options, plan.booster, self.threads, seed)
                     slot = self._slot(number, code, None, params)
                     boosters[name] = train_final(
-                        matrix, params, rows.label == code, weight, rounds[name], on_round, slot
+                        matrix, params, rows.label == code, weight, rounds[name], progress.advance, slot
                     )
         return cv, boosters, rounds
 

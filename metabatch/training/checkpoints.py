@@ -14,7 +14,7 @@ import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,7 @@ class Checkpoints:
     def __init__(self, folder: Path, key: Mapping[str, object], seconds: float, stop: StopFlag) -> None:
         self._folder, self._key, self._seconds, self._stop = folder, key, seconds, stop
         self.restored_boosters = self.restored_rounds = 0
+        self.on_restored: Callable[[int], None] = lambda _: None  # told the rounds that need not be trained again
 
     def slot(self, name: str, params: Mapping[str, object]) -> Slot:
         """The place of one booster, named within the instance. `params`: of XGBoost; threads do not matter."""
@@ -112,7 +113,9 @@ class Slot:
             return None
         if saved.finished:
             self._owner.restored_boosters += 1
-        self._owner.restored_rounds += int(saved.facts["rounds_done"])
+        rounds = int(saved.facts["rounds_done"])
+        self._owner.restored_rounds += rounds
+        self._owner.on_restored(rounds)
         return saved
 
     def keep_growing(self, booster: xgb.Booster, facts: dict[str, Any], scores: np.ndarray | None) -> None:

@@ -14,6 +14,7 @@ import msgspec
 
 from metabatch.errors import MetabatchError
 from metabatch.resources.process import follow_parent
+from metabatch.resources.signals import StopFlag, stop_on_signal
 from metabatch.training.job import Job, Report
 
 _LONGEST = 8_000  # what a pipe holds is plenty; a message that lists ten thousand genes is cut
@@ -25,18 +26,19 @@ def main() -> int:
     logging.basicConfig(
         level=job.log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
-    report = attempt_report(job)
+    with stop_on_signal() as stop:  # from the start: Slurm's TERM comes to every process of the step
+        report = attempt_report(job, stop)
     sys.stdout.write(msgspec.json.encode(report).decode())
     sys.stdout.flush()
     return report.exit_code
 
 
-def attempt_report(job: Job) -> Report:
+def attempt_report(job: Job, stop: StopFlag) -> Report:
     """Do the work and say how it went; only a bug leaves a traceback (on stderr)."""
     try:
         from metabatch.training.attempt import attempt
 
-        return attempt(job)
+        return attempt(job, stop)
     except MetabatchError as error:
         outcome = "interrupted" if error.exit_code == 75 else "failed"
         return Report(
