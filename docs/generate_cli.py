@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 
 COMMANDS = (
-    "inspect-dataset", "plan", "train-instance", "consolidate", "evaluate", "predict", "status", "run-all",
+    "inspect-dataset", "plan", "train-instance", "consolidate", "evaluate", "predict", "status", "submit", "run-all",
 )  # fmt: skip
 HEAD = (
     "# Command line reference\n\n"

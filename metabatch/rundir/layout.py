@@ -15,7 +15,15 @@ FORMAT_VERSION = 1
 # What is being made, until it gets its name by one rename; and the lock of whoever is making it.
 ATTEMPT_PREFIX, TEMPORARY, LOCK = ".attempt-", ".tmp", ".lease.lock"
 
-_OURS = {"plan.json", "genes.parquet", "assignments.parquet", "features.json", "cuts.parquet", "segments.parquet"}
+_OURS = {
+    "plan.json",
+    "genes.parquet",
+    "assignments.parquet",
+    "features.json",
+    "cuts.parquet",
+    "segments.parquet",
+    "submissions.jsonl",
+}
 _STAGES = {"instances", "ensemble", "evaluation", "logs"}
 
 
@@ -76,6 +84,14 @@ class RunDir:
     @property
     def instances(self) -> Path:
         return self.root / "instances"
+
+    @property
+    def submissions(self) -> Path:
+        return self.root / "submissions.jsonl"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
 
     @property
     def ensemble(self) -> Path:

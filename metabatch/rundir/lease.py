@@ -9,7 +9,6 @@ owner that could not renew its lease for so long has lost it, and notices.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import threading
 import time
@@ -22,6 +21,7 @@ from filelock import SoftFileLease, Timeout
 from metabatch.errors import OwnedError
 from metabatch.resources.process import Identity, is_gone, this_process
 from metabatch.resources.progress import read_progress
+from metabatch.resources.slurm import this_job
 from metabatch.rundir.attempts import Attempt, read_attempts, record_attempt
 from metabatch.rundir.layout import LOCK, InstanceDir, is_passing
 from metabatch.rundir.manifests import to_json
@@ -93,7 +93,7 @@ class Lease:
             rung=rung,
             predicted_peak_bytes=predicted_peak_bytes,
             limit_bytes=limit_bytes,
-            slurm_job_id=slurm_job(),
+            slurm_job_id=this_job(),
             attempt=1 + max((a.attempt for a in read_attempts(self._instance)), default=0),
             started=utc_now(),
             heartbeat=0,
@@ -117,12 +117,6 @@ class Lease:
             with self._writing, contextlib.suppress(OSError):
                 if self._owner is not None and holds(self._instance.root, self.token):
                     write_bytes(self._instance.lease, to_json(msgspec.structs.replace(self._owner, heartbeat=count)))
-
-
-def slurm_job() -> str | None:
-    """The Slurm job this process belongs to, as Slurm's commands name it (``123_4`` for an array task), or None."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 def holds(folder: Path, token: str) -> bool:

@@ -9,14 +9,16 @@ import msgspec
 
 from metabatch.errors import InputError
 from metabatch.resources.progress import read_progress
-from metabatch.rundir.attempts import read_attempts
+from metabatch.rundir.attempts import Attempt, read_attempts
 from metabatch.rundir.fingerprint import open_plan
+from metabatch.rundir.jobs import Job, Jobs, jobs_of
 from metabatch.rundir.layout import InstanceDir, RunDir
-from metabatch.rundir.lease import is_alive, read_owner
+from metabatch.rundir.lease import Owner, is_alive, read_owner
 from metabatch.rundir.manifests import Plan, PlannedInstance
 from metabatch.rundir.markers import check_stage, is_marked
 
-State = Literal["done", "running", "failed", "interrupted", "pending"]
+_NOT_STARTED = "not started"
+State = Literal["done", "running", "queued", "failed", "interrupted", "pending"]
 
 
 class InstanceState(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,12 +46,14 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     next_step: str
 
 
-def survey(run: RunDir) -> RunState:
-    """Look at a run without changing anything in it."""
+def survey(run: RunDir, jobs: Jobs | None = None) -> RunState:
+    """Look at a run without changing anything in it. `jobs`: as `jobs_of` found them (default: ask Slurm now)."""
     plan = open_plan(run)
-    instances = [_instance_state(run.instance(p.index), p, plan) for p in plan.instances]
-    ensemble = _stage_state(run, plan, "ensemble", "consolidate")
-    evaluation = _stage_state(run, plan, "evaluation", "evaluate")
+    if jobs is None:
+        jobs = jobs_of(run, plan)
+    instances = [_instance_state(run.instance(p.index), p, plan, jobs.instances.get(p.index)) for p in plan.instances]
+    ensemble = _stage_state(run, plan, "ensemble", "consolidate", jobs)
+    evaluation = _stage_state(run, plan, "evaluation", "evaluate", jobs)
     return RunState(
         run=str(run.root),
         strategy=plan.strategy,
@@ -69,38 +73,16 @@ def sbatch_line(run: RunDir, plan: Plan, indices: list[int] | None = None) -> st
     return f"sbatch --array={array} --mem={memory}M jobs/train.sh {quote(str(run.root))}"
 
 
-def _instance_state(instance: InstanceDir, planned: PlannedInstance, plan: Plan) -> InstanceState:
+def _instance_state(instance: InstanceDir, planned: PlannedInstance, plan: Plan, job: Job | None) -> InstanceState:
     # Of this plan, and really made; what was decided against is on record too.
     attempts = [a for a in read_attempts(instance) if a.plan == plan.fingerprint]
     last = attempts[-1] if attempts else None
-    state: State = "pending"
-    detail = "not started"
-    now: int | None = None
     owner = read_owner(instance)
-    if is_marked(instance.root):
-        try:
-            done = check_stage(instance.root, stage="instance", fingerprint=plan.fingerprint)
-            state, detail = "done", f"finished {done.finished}, {len(done.ledger or ())} genes"
-        except InputError as error:
-            state, detail = "failed", error.found
-    elif owner is not None:
-        job = f", Slurm job {owner.slurm_job_id}" if owner.slurm_job_id else ""
-        place = f"pid {owner.process.pid} on {owner.process.host}{job}, attempt {owner.attempt}, since {owner.started}"
-        if is_alive(instance, owner):
-            progress = read_progress(instance.progress)
-            step = f"; {progress.stage} {progress.done}/{progress.total} {progress.unit}" if progress else ""
-            now = progress.rss_bytes if progress else None
-            state, detail = "running", place + step
-        else:
-            state, detail = "failed", f"killed: nothing is heard of {place}"
-    elif last is not None and last.outcome == "interrupted":
-        state, detail = "interrupted", (last.message or "stopped").splitlines()[0]
-    elif last is not None:
-        state, detail = (
-            "failed",
-            f"{last.outcome}: {(last.message or '').splitlines()[0] if last.message else 'no message'}",
-        )
+    state, detail = _on_record(instance, plan, owner, last)
+    if state not in ("done", "running") and job is not None:
+        state, detail = _in_slurm(job, state, detail)
     at = owner if state == "running" and owner is not None else last
+    progress = read_progress(instance.progress) if state == "running" else None
     return InstanceState(
         index=planned.index,
         state=state,
@@ -109,13 +91,52 @@ def _instance_state(instance: InstanceDir, planned: PlannedInstance, plan: Plan)
         predicted_peak_bytes=at.predicted_peak_bytes if at else planned.predicted_peak_bytes,
         measured_peak_bytes=last.measured_peak_bytes if last else None,
         rung=at.rung if at else None,
-        memory_now_bytes=now,
+        memory_now_bytes=progress.rss_bytes if progress else None,
     )
 
 
-def _stage_state(run: RunDir, plan: Plan, folder: str, stage: str) -> State:
+def _on_record(instance: InstanceDir, plan: Plan, owner: Owner | None, last: Attempt | None) -> tuple[State, str]:
+    """What the run directory says."""
+    if is_marked(instance.root):
+        try:
+            done = check_stage(instance.root, stage="instance", fingerprint=plan.fingerprint)
+        except InputError as error:
+            return "failed", error.found
+        return "done", f"finished {done.finished}, {len(done.ledger or ())} genes"
+    if owner is not None:
+        job = f", Slurm job {owner.slurm_job_id}" if owner.slurm_job_id else ""
+        place = f"pid {owner.process.pid} on {owner.process.host}{job}, attempt {owner.attempt}, since {owner.started}"
+        if not is_alive(instance, owner):
+            return "failed", f"killed: nothing is heard of {place}"
+        progress = read_progress(instance.progress)
+        step = f"; {progress.stage} {progress.done}/{progress.total} {progress.unit}" if progress else ""
+        return "running", place + step
+    if last is None:
+        return "pending", _NOT_STARTED
+    message = (last.message or "no message").splitlines()[0]
+    if last.outcome == "interrupted":
+        return "interrupted", message
+    return "failed", f"{last.outcome}: {message}"
+
+
+def _in_slurm(job: Job, state: State, detail: str) -> tuple[State, str]:
+    """What Slurm says beside it of the job that worked on it last."""
+    if job.is_open:
+        return "queued", job.describe()
+    ending = job.ending()
+    if ending is None:
+        return state, detail
+    if state == "pending":
+        return "failed", ending
+    return state, f"{ending}; {detail}"
+
+
+def _stage_state(run: RunDir, plan: Plan, folder: str, stage: str, jobs: Jobs) -> State:
+    job = jobs.stages.get(stage)
+    if job is not None and job.is_open:
+        return "running" if job.is_at_work else "queued"
     if not is_marked(run.root / folder):
-        return "pending"
+        return "pending" if job is None or job.ending() is None else "failed"
     try:
         check_stage(run.root / folder, stage=stage, fingerprint=plan.fingerprint)
     except InputError:
@@ -129,8 +150,10 @@ def _next_step(run: RunDir, plan: Plan, instances: list[InstanceState], ensemble
     if open_ones:
         lines = f"bin/train-instance {place} {open_ones[0]}"
         array = sbatch_line(run, plan, None if len(open_ones) == len(instances) else open_ones)
-        return f"{lines}   (or on a cluster: {array})"
-    if any(i.state == "running" for i in instances):
+        return f"{lines}   (or on a cluster: bin/submit {place}, or {array})"
+    if "queued" in (ensemble, evaluation) or "running" in (ensemble, evaluation):
+        return "wait: what is left is in Slurm's queue"
+    if any(i.state in ("running", "queued") for i in instances):
         return f"wait, then bin/consolidate {place}"
     if ensemble != "done":
         return f"bin/consolidate {place}"

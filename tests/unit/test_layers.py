@@ -13,7 +13,7 @@ PACKAGE = Path(metabatch.__file__).parent
 # A part may import parts of lower rank, and itself.
 RANK = {
     "errors": 0, "options": 0, "resources": 1, "rundir": 2, "data": 3, "metrics": 3, "models": 4,
-    "planning": 5, "training": 5, "ensemble": 5, "inference": 6, "evaluation": 6, "commands": 7,
+    "planning": 5, "cluster": 5, "training": 5, "ensemble": 5, "inference": 6, "evaluation": 6, "commands": 7,
 }  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""Submitting the stages of a run to a cluster."""

@@ -1,0 +1,183 @@
+"""The stages of a run as Slurm jobs: what is not done yet, in order, each after what it needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from shlex import join
+
+import msgspec
+
+from metabatch.errors import InputError
+from metabatch.resources.slurm import is_there, max_array_size, sbatch
+from metabatch.rundir.attempts import read_attempts
+from metabatch.rundir.fingerprint import open_plan
+from metabatch.rundir.jobs import Job, jobs_of
+from metabatch.rundir.layout import RunDir
+from metabatch.rundir.manifests import Plan, PlannedInstance
+from metabatch.rundir.markers import utc_now
+from metabatch.rundir.state import RunState, survey
+from metabatch.rundir.submissions import SubmittedJob, record_submission
+
+# After a kill for memory the next attempt asks for so much more.
+MORE_MEMORY = 1.5
+# Consolidating and evaluating read models and scores, not the table; at least this much for the libraries, MiB.
+STAGE_MEMORY_MB = 2048
+_JOBS = Path(__file__).resolve().parents[2] / "jobs"
+
+
+class Chain(msgspec.Struct, frozen=True, kw_only=True):
+    """What was (or would be) submitted. `notes`: what was left out, and why."""
+
+    run: str
+    dry_run: bool
+    jobs: list[SubmittedJob]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class _Array:
+    """Instances that can be one array: the same memory, and task numbers the site allows."""
+
+    mem_mb: int
+    first: int
+    instances: tuple[int, ...]
+
+
+def submit(
+    run: RunDir, *, throttle: int | None = None, site: Sequence[str] = (), train: Sequence[str] = (),
+    force: bool = False, dry_run: bool = False,
+) -> Chain:  # fmt: skip
+    """Submit what is not done: instances as arrays, then consolidate, then evaluate.
+
+    Parameters
+    ----------
+    throttle : int, optional
+        Most tasks of an array that run at once.
+    site, train : sequence of str
+        Options for every sbatch; and for train-instance.
+    force : bool
+        Everything again, done or not.
+
+    Raises
+    ------
+    InputError
+        There is no Slurm here, or it refuses a job; those submitted before are on record and stay.
+    """
+    plan = open_plan(run)
+    if not dry_run and not is_there():
+        raise InputError(
+            "there is no Slurm here (no squeue and sbatch on PATH)",
+            expected="a login node of a cluster",
+            next_step="bin/run-all, or see the lines with --dry-run",
+        )
+    jobs = jobs_of(run, plan)
+    state = survey(run, jobs)
+    notes: list[str] = []
+    train_now, wait_for = _to_train(plan, state, jobs.instances, notes, force=force)
+    outside = [i.index for i in state.instances if i.state == "running" and i.index not in wait_for]
+    arrays = _arrays([(p, _memory(run, p, plan, jobs.instances.get(p.index))) for p in train_now], max_array_size())
+    submitted: list[SubmittedJob] = []
+
+    def add(stage: str, mem_mb: int, words: list[str], array: _Array | None = None) -> str:
+        label = "%A_%a" if array else "%j"
+        full = [f"--mem={mem_mb}M", f"--output={run.logs.resolve() / f'{stage}-{label}.log'}", *site, *words]
+        job = SubmittedJob(
+            submitted=utc_now(), job_id=f"<{stage}{len(submitted) if array else ''}>" if dry_run else sbatch(full),
+            stage=stage, plan=plan.fingerprint, mem_mb=mem_mb, instances=array.instances if array else (),
+            first=array.first if array else 0, command=join(["sbatch", *full]),
+        )  # fmt: skip
+        if not dry_run:
+            record_submission(run, job)
+        submitted.append(job)
+        return job.job_id
+
+    if not dry_run:
+        run.logs.mkdir(exist_ok=True)
+    place = str(run.root.resolve())
+    forced = ["--force"] if force else []
+    needed = list(wait_for.values())
+    for array in arrays:
+        export = [f"--export=ALL,METABATCH_FIRST_INSTANCE={array.first}"] if array.first else []
+        tasks = array_spec([i - array.first for i in array.instances]) + (f"%{throttle}" if throttle else "")
+        words = [f"--array={tasks}", *export, str(_JOBS / "train.sh"), place, *train, *forced]
+        needed.append(add("train", array.mem_mb, words, array))
+    if outside:
+        listed = ", ".join(map(str, outside))
+        notes.append(f"instance {listed} is being trained outside Slurm: consolidate and evaluate were not submitted; "
+                     "submit again when it is done")  # fmt: skip
+    else:
+        memory = max(STAGE_MEMORY_MB, *(p.mem_request_mb for p in plan.instances))
+        _finish(state, jobs.stages, needed, notes, lambda s, w: add(s, memory, [*w, str(_JOBS / f"{s}.sh"), place, *forced]),
+                anew=bool(arrays) or force)  # fmt: skip
+    return Chain(run=str(run.root), dry_run=dry_run, jobs=submitted, notes=notes)
+
+
+def _to_train(
+    plan: Plan, state: RunState, jobs: Mapping[int, Job], notes: list[str], *, force: bool
+) -> tuple[list[PlannedInstance], dict[int, str]]:
+    """Instances to submit now, and the jobs of those that are on their way."""
+    wait_for: dict[int, str] = {}
+    now = []
+    for planned, found in zip(plan.instances, state.instances, strict=True):
+        job = jobs.get(planned.index)
+        if found.state in ("queued", "running"):
+            if job is not None and job.is_open:
+                wait_for[planned.index] = job.name
+                notes.append(f"instance {planned.index} is on its way: {job.describe()}")
+        elif force or found.state != "done":
+            now.append(planned)
+    return now, wait_for
+
+
+def _finish(
+    state: RunState, stages: Mapping[str, Job], needed: list[str], notes: list[str],
+    add: Callable[[str, list[str]], str], *, anew: bool,
+) -> None:  # fmt: skip
+    """Submit consolidate and evaluate where they are not done and not on their way."""
+    for stage, done in (("consolidate", state.ensemble == "done"), ("evaluate", state.evaluation == "done")):
+        job = stages.get(stage)
+        if not anew and not needed and done:
+            continue
+        if not anew and job is not None and job.is_open:
+            notes.append(f"{stage} is on its way: {job.describe()}")
+            needed = [job.name]
+            continue
+        after = [f"--dependency=afterok:{':'.join(needed)}", "--kill-on-invalid-dep=yes"] if needed else []
+        needed = [add(stage, after)]
+        anew = True
+
+
+def _memory(run: RunDir, planned: PlannedInstance, plan: Plan, job: Job | None) -> int:
+    """MiB to ask for: the plan's request, or more than what proved too little."""
+    attempts = [a for a in read_attempts(run.instance(planned.index)) if a.plan == plan.fingerprint]
+    last = attempts[-1] if attempts else None
+    tried = 0
+    if last is not None and last.outcome in ("out-of-memory", "over-budget", "not-tried"):
+        tried = last.limit_bytes >> 20
+    if job is not None and job.state is not None and job.state.state == "OUT_OF_MEMORY":
+        tried = max(tried, job.mem_mb or planned.mem_request_mb)
+    return max(planned.mem_request_mb, math.ceil(MORE_MEMORY * tried))
+
+
+def _arrays(wanted: Sequence[tuple[PlannedInstance, int]], limit: int) -> list[_Array]:
+    """Instances (with the MiB each asks for) in arrays of equal memory whose task numbers stay below `limit`."""
+    ordered = sorted((memory, planned.index // limit, planned.index) for planned, memory in wanted)
+    return [
+        _Array(memory, chunk * limit, tuple(index for _, _, index in members))
+        for (memory, chunk), members in groupby(ordered, key=lambda w: w[:2])
+    ]
+
+
+def array_spec(numbers: Sequence[int]) -> str:
+    """Task numbers as Slurm writes them: ``[0, 1, 2, 5]`` -> ``0-2,5``."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

@@ -1,0 +1,45 @@
+"""submissions.jsonl: which Slurm jobs were submitted for a run, one line a job, never rewritten."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import msgspec
+
+from metabatch.rundir.layout import RunDir
+
+
+class SubmittedJob(msgspec.Struct, frozen=True, kw_only=True):
+    """One job. `instances`: of a training array, in the order of its tasks; task i trains instance `first` + i."""
+
+    submitted: str
+    job_id: str
+    stage: str
+    plan: str
+    mem_mb: int
+    instances: tuple[int, ...] = ()
+    first: int = 0
+    command: str
+
+    def task_of(self, instance: int) -> str:
+        """The array task that trains `instance`, as Slurm's commands name it."""
+        return f"{self.job_id}_{instance - self.first}"
+
+
+def read_submissions(run: RunDir) -> list[SubmittedJob]:
+    """All jobs on record, oldest first; a line cut short by a kill is left out."""
+    if not run.submissions.is_file():
+        return []
+    found = []
+    for line in run.submissions.read_bytes().splitlines():
+        with contextlib.suppress(msgspec.MsgspecError):
+            found.append(msgspec.json.decode(line, type=SubmittedJob))
+    return found
+
+
+def record_submission(run: RunDir, job: SubmittedJob) -> None:
+    with run.submissions.open("ab") as handle:
+        handle.write(msgspec.json.encode(job) + b"\n")
+        handle.flush()
+        os.fsync(handle.fileno())
