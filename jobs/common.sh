@@ -5,7 +5,7 @@
 #   of its own (srun): Slurm then accounts for it, and when the kernel killed a part of it and the stage went on more
 #   cheaply, the job still ends as completed, so that what depends on it starts. Slurm's TERM before the time limit and
 #   USR1 reach only this shell: they are passed on. Exit code 75 ("interrupted, run me again") puts the job back into the
-#   queue, unless somebody cancelled it.
+#   queue, unless somebody cancelled it; so does 5 ("owned by another") in a job that Slurm started again, later.
 run_stage() {
   local stage=$1 child code pass_on=TERM
   shift
@@ -30,7 +30,10 @@ run_stage() {
   done
   trap - TERM USR1 INT
   echo "metabatch: $stage ended with exit code $code, $(date -u +%FT%TZ)"
-  [ "$code" -ne 75 ] || back_into_the_queue
+  case $code in
+    75 | 143) back_into_the_queue ;; # 143: TERM came while it was starting
+    5) [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || back_into_the_queue 120 ;; # cut off from its node, it may still be at work
+  esac
   exit "$code"
 }
 
@@ -49,15 +52,17 @@ image_command() {
   command=(apptainer exec --pwd "$PWD" --bind "$binds${METABATCH_BIND:+,$METABATCH_BIND}" "$METABATCH_IMAGE" "$@")
 }
 
+# back_into_the_queue [SECONDS]: not to start again before that
 back_into_the_queue() {
   local job=${SLURM_JOB_ID:-} state
   [ -n "$job" ] || return 0
   [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
   state=$(scontrol --oneliner show job "$SLURM_JOB_ID" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p')
   if [ "$state" = RUNNING ]; then
-    echo "metabatch: interrupted, back into the queue: $job"
+    echo "metabatch: back into the queue: $job"
     scontrol requeue "$SLURM_JOB_ID"
+    [ -z "${1:-}" ] || scontrol update JobId="$SLURM_JOB_ID" StartTime="now+$1"
   else # cancelled by somebody, or requeued by Slurm itself
-    echo "metabatch: interrupted, job $job is $state: nothing more is done"
+    echo "metabatch: job $job is $state: nothing more is done"
   fi
 }

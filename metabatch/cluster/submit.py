@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from shlex import join
@@ -76,44 +76,67 @@ def submit(
         )
     jobs = jobs_of(run, plan)
     state = survey(run, jobs)
-    notes: list[str] = []
-    train_now, wait_for = _to_train(plan, state, jobs.instances, notes, force=force)
-    outside = [i.index for i in state.instances if i.state == "running" and i.index not in wait_for]
-    arrays = _arrays([(p, _memory(run, p, plan, jobs.instances.get(p.index))) for p in train_now], max_array_size())
-    submitted: list[SubmittedJob] = []
-
-    def add(stage: str, mem_mb: int, words: list[str], array: _Array | None = None) -> str:
-        label = "%A_%a" if array else "%j"
-        full = [f"--mem={mem_mb}M", f"--output={run.logs.resolve() / f'{stage}-{label}.log'}", *site, *words]
-        job = SubmittedJob(
-            submitted=utc_now(), job_id=f"<{stage}{len(submitted) if array else ''}>" if dry_run else sbatch(full),
-            stage=stage, plan=plan.fingerprint, mem_mb=mem_mb, instances=array.instances if array else (),
-            first=array.first if array else 0, command=join(["sbatch", *full]),
-        )  # fmt: skip
-        if not dry_run:
-            record_submission(run, job)
-        submitted.append(job)
-        return job.job_id
-
-    if not dry_run:
-        run.logs.mkdir(exist_ok=True)
-    place = str(run.root.resolve())
-    forced = ["--force"] if force else []
-    needed = list(wait_for.values())
-    for array in arrays:
-        export = [f"--export=ALL,METABATCH_FIRST_INSTANCE={array.first}"] if array.first else []
-        tasks = array_spec([i - array.first for i in array.instances]) + (f"%{throttle}" if throttle else "")
-        words = [f"--array={tasks}", *export, str(_JOBS / "train.sh"), place, *train, *forced]
-        needed.append(add("train", array.mem_mb, words, array))
+    queue = _Queue(run, plan, [*site], ["--force"] if force else [], dry_run=dry_run)
+    now, wait_for = _to_train(plan, state, jobs.instances, queue.notes, force=force)
+    arrays = _arrays([(p, _memory(run, p, plan, jobs.instances.get(p.index))) for p in now], max_array_size())
+    needed = [*wait_for.values(), *(queue.train(array, throttle, train) for array in arrays)]
+    outside = [str(i.index) for i in state.instances if i.state == "running" and i.index not in wait_for]
     if outside:
-        listed = ", ".join(map(str, outside))
-        notes.append(f"instance {listed} is being trained outside Slurm: consolidate and evaluate were not submitted; "
-                     "submit again when it is done")  # fmt: skip
+        queue.notes.append(
+            f"instance {', '.join(outside)} is being trained outside Slurm: consolidate and evaluate were not "
+            "submitted; submit again when it is done"
+        )
     else:
-        memory = max(STAGE_MEMORY_MB, *(p.mem_request_mb for p in plan.instances))
-        _finish(state, jobs.stages, needed, notes, lambda s, w: add(s, memory, [*w, str(_JOBS / f"{s}.sh"), place, *forced]),
-                anew=bool(arrays) or force)  # fmt: skip
-    return Chain(run=str(run.root), dry_run=dry_run, jobs=submitted, notes=notes)
+        _finish(state, jobs.stages, needed, queue, anew=bool(arrays) or force)
+    return Chain(run=str(run.root), dry_run=dry_run, jobs=queue.jobs, notes=queue.notes)
+
+
+@dataclass
+class _Queue:
+    """Puts jobs into Slurm's queue and on record; with `dry_run` only says what it would."""
+
+    run: RunDir
+    plan: Plan
+    site: list[str]
+    forced: list[str]
+    dry_run: bool
+    jobs: list[SubmittedJob] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def train(self, array: _Array, throttle: int | None, options: Sequence[str]) -> str:
+        """An array of instances; returns its job number."""
+        tasks = array_spec([i - array.first for i in array.instances]) + (f"%{throttle}" if throttle else "")
+        export = [f"--export=ALL,METABATCH_FIRST_INSTANCE={array.first}"] if array.first else []
+        return self._add("train", array.mem_mb, [f"--array={tasks}", *export], options, array)
+
+    def stage(self, name: str, after: Sequence[str]) -> str:
+        """consolidate or evaluate, after other jobs ended well; returns its job number."""
+        words = [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
+        memory = max(STAGE_MEMORY_MB, *(p.mem_request_mb for p in self.plan.instances))
+        return self._add(name, memory, words, ())
+
+    def _add(
+        self, stage: str, mem_mb: int, words: Sequence[str], options: Sequence[str], array: _Array | None = None
+    ) -> str:
+        log = self.run.logs.resolve() / f"{stage}-{'%A_%a' if array else '%j'}.log"
+        command = [
+            f"--mem={mem_mb}M", f"--output={log}", *self.site, *words,
+            str(_JOBS / f"{stage}.sh"), str(self.run.root.resolve()), *options, *self.forced,
+        ]  # fmt: skip
+        if self.dry_run:
+            number = f"<{stage} {len(self.jobs)}>"
+        else:
+            self.run.logs.mkdir(exist_ok=True)
+            number = sbatch(command)
+        job = SubmittedJob(
+            submitted=utc_now(), job_id=number, stage=stage, plan=self.plan.fingerprint, mem_mb=mem_mb,
+            instances=array.instances if array else (), first=array.first if array else 0,
+            command=join(["sbatch", *command]),
+        )  # fmt: skip
+        if not self.dry_run:
+            record_submission(self.run, job)
+        self.jobs.append(job)
+        return number
 
 
 def _to_train(
@@ -133,22 +156,16 @@ def _to_train(
     return now, wait_for
 
 
-def _finish(
-    state: RunState, stages: Mapping[str, Job], needed: list[str], notes: list[str],
-    add: Callable[[str, list[str]], str], *, anew: bool,
-) -> None:  # fmt: skip
-    """Submit consolidate and evaluate where they are not done and not on their way."""
+def _finish(state: RunState, stages: Mapping[str, Job], needed: list[str], queue: _Queue, *, anew: bool) -> None:
+    """Submit consolidate and evaluate where they are not done and not on their way. `anew`: whatever they are now."""
     for stage, done in (("consolidate", state.ensemble == "done"), ("evaluate", state.evaluation == "done")):
         job = stages.get(stage)
-        if not anew and not needed and done:
-            continue
         if not anew and job is not None and job.is_open:
-            notes.append(f"{stage} is on its way: {job.describe()}")
+            queue.notes.append(f"{stage} is on its way: {job.describe()}")
             needed = [job.name]
-            continue
-        after = [f"--dependency=afterok:{':'.join(needed)}", "--kill-on-invalid-dep=yes"] if needed else []
-        needed = [add(stage, after)]
-        anew = True
+        elif anew or needed or not done:
+            needed = [queue.stage(stage, needed)]
+            anew = True
 
 
 def _memory(run: RunDir, planned: PlannedInstance, plan: Plan, job: Job | None) -> int:

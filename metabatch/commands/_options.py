@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import msgspec
 
 from metabatch.errors import UsageError
 from metabatch.options import DEFAULT_CLASSES, DEFAULT_SCORES, DEFAULT_SPLIT, DEFAULT_WEIGHT, Options, flag
+from metabatch.training.job import CHECKPOINT_SECONDS
 
 # field -> (metavar, help). The default is added from Options unless the help says it.
 _DATA = {
@@ -76,6 +78,16 @@ def options_text(*titles: str) -> str:
             lines.append(f"{head:<36}  {text}{shown}")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
+
+
+def checkpoint_seconds(arguments: Mapping[str, Any]) -> float:
+    """--checkpoint-seconds as a number."""
+    text = arguments["--checkpoint-seconds"]
+    if text is None:
+        return CHECKPOINT_SECONDS
+    if not re.fullmatch(r"\d{1,9}(\.\d*)?", text):
+        raise UsageError(f"--checkpoint-seconds {text} cannot be used", expected="seconds, 0 or more")
+    return float(text)
 
 
 def convert(arguments: Mapping[str, Any]) -> tuple[Options, set[str]]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from metabatch.commands._cli import COMMON, EXIT_CODES, Arguments, Text, run_command
-from metabatch.commands._options import SECTIONS, convert, options_text
+from metabatch.commands._options import SECTIONS, checkpoint_seconds, convert, options_text
 from metabatch.commands._tables import evaluation_text
 from metabatch.errors import InputError, MetabatchError
 from metabatch.options import flag
+from metabatch.resources.process import signal_on_death_of
 from metabatch.resources.signals import stop_on_signal
 from metabatch.rundir.fingerprint import open_plan
 from metabatch.rundir.layout import require_run
@@ -36,6 +39,8 @@ Options:
   --demo                  Run on the shipped data (37 human genes).
 
 {options_text()}
+  --checkpoint-seconds S  As for train-instance.
+
 Common:
 {COMMON}
 {EXIT_CODES}"""
@@ -53,6 +58,7 @@ class StageError(MetabatchError):
 
 def action(arguments: Arguments) -> Text:
     convert(arguments)  # refuse wrong options before anything runs
+    checkpoint_seconds(arguments)
     demo = arguments["--demo"]
     dataset = str(DEMO_DATA) if demo else arguments["DATASET"]
     run = arguments["RUN"] or DEMO_RUN
@@ -60,10 +66,12 @@ def action(arguments: Arguments) -> Text:
         raise InputError(f"the demo data is not at {DEMO_DATA}")
     common = [o for o in ("--quiet", "--verbose") if arguments[o]]
     force = ["--force"] if arguments["--force"] else []
+    seconds = arguments["--checkpoint-seconds"]
+    checkpoints = [] if seconds is None else ["--checkpoint-seconds", seconds]
     _stage("plan", [*common, *force, *_plan_options(arguments, DEMO_OPTIONS if demo else {}), dataset, run])
     plan = open_plan(require_run(run))
     for planned in plan.instances:
-        _stage("train_instance", [*common, run, str(planned.index)])
+        _stage("train_instance", [*common, *checkpoints, run, str(planned.index)])
     _stage("consolidate", [*common, run])
     _stage("evaluate", [*common, run], shown=False)  # its table is this command's own result, printed below
     folder = require_run(run).evaluation
@@ -87,7 +95,12 @@ def _stage(module: str, words: list[str], *, shown: bool = True) -> None:
     command = [sys.executable, "-m", f"metabatch.commands.{module}", *words]
     with (
         stop_on_signal() as stop,
-        subprocess.Popen(command, stdout=sys.stderr if shown else subprocess.DEVNULL) as child,
+        subprocess.Popen(
+            command,
+            stdout=sys.stderr if shown else subprocess.DEVNULL,
+            # Killed, this process takes its stage with it: the same command again must not find it at work.
+            preexec_fn=partial(signal_on_death_of, os.getpid(), signal.SIGTERM),  # noqa: PLW1509 (no threads here)
+        ) as child,
     ):
         while (code := _poll(child)) is None:
             if stop.signal is not None:

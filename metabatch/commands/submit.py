@@ -7,6 +7,7 @@ import sys
 
 from metabatch.cluster.submit import Chain, submit
 from metabatch.commands._cli import COMMON, EXIT_CODES, Arguments, Text, run_command
+from metabatch.commands._options import checkpoint_seconds
 from metabatch.errors import UsageError
 from metabatch.rundir.layout import require_run
 
@@ -56,9 +57,9 @@ def _words(text: str | None) -> list[str]:
 
 
 def _train(arguments: Arguments) -> list[str]:
-    words = (
-        [] if arguments["--checkpoint-seconds"] is None else ["--checkpoint-seconds", arguments["--checkpoint-seconds"]]
-    )
+    """Options for train-instance; wrong ones are refused here, not in the job."""
+    text = arguments["--checkpoint-seconds"]
+    words = [] if text is None else ["--checkpoint-seconds", f"{checkpoint_seconds(arguments):g}"]
     return [*words, *(o for o in ("--quiet", "--verbose") if arguments[o])]
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 
 from metabatch.commands._cli import COMMON, EXIT_CODES, Arguments, Text, run_command
+from metabatch.commands._options import checkpoint_seconds
 from metabatch.errors import UsageError
 from metabatch.rundir.layout import parse_instance_index, require_run
 from metabatch.training.instance import train_instance
@@ -53,14 +53,6 @@ def thread_count(arguments: Arguments) -> int | None:
     if not text.isdigit() or int(text) < 1:
         raise UsageError(f"--threads {text} cannot be used", expected="a whole number from 1")
     return int(text)
-
-
-def checkpoint_seconds(arguments: Arguments) -> float:
-    """--checkpoint-seconds as a number."""
-    text = arguments["--checkpoint-seconds"]
-    if not re.fullmatch(r"\d{1,9}(\.\d*)?", text):
-        raise UsageError(f"--checkpoint-seconds {text} cannot be used", expected="seconds, 0 or more")
-    return float(text)
 
 
 def main() -> int:

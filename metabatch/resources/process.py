@@ -51,10 +51,15 @@ def _namespace() -> int:
         return 0
 
 
-def follow_parent(parent: int) -> None:
-    """Called by a child: die when `parent` dies, however it does, and be the one the kernel kills for memory."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+def signal_on_death_of(parent: int, sent: signal.Signals) -> None:
+    """Called by a child: have the kernel send `sent` to it when `parent` dies, however it does."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, sent, 0, 0, 0)
     if os.getppid() != parent:  # it died before we could ask
         raise SystemExit(1)
+
+
+def follow_parent(parent: int) -> None:
+    """Called by a child: die when `parent` dies, however it does, and be the one the kernel kills for memory."""
+    signal_on_death_of(parent, signal.SIGKILL)
     with contextlib.suppress(OSError):  # some containers do not allow it; then the kernel chooses by size: us as well
         Path("/proc/self/oom_score_adj").write_text("900")
