@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,24 @@ def succeed(*words: str | Path, env: dict[str, str] | None = None, cwd: Path | N
     outcome = start(*words, env=env, cwd=cwd)
     assert outcome.code == 0, f"{words}\n{outcome.out}\n{outcome.err}"
     return outcome
+
+
+def at_work(*words: str | Path, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """An executable started and left to work."""
+    command = [str(ROOT / "bin" / words[0]), *map(str, words[1:])]
+    surroundings = os.environ | {"METABATCH_PYTHON": sys.executable} | (env or {})
+    return subprocess.Popen(command, env=surroundings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wait_for(path: Path) -> None:
+    wait_until(path.exists, str(path))
+
+
+def wait_until(there: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < deadline, f"{what} did not appear"
+        time.sleep(0.02)
 
 
 def plan_of(run: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from metabatch.commands._tables import evaluation_text
 from metabatch.errors import InputError, MetabatchError
 from metabatch.options import flag
 from metabatch.resources.process import signal_on_death_of
-from metabatch.resources.signals import stop_on_signal
+from metabatch.resources.signals import StopFlag, stop_on_signal
 from metabatch.rundir.fingerprint import open_plan
 from metabatch.rundir.layout import require_run
 
@@ -68,12 +68,13 @@ def action(arguments: Arguments) -> Text:
     force = ["--force"] if arguments["--force"] else []
     seconds = arguments["--checkpoint-seconds"]
     checkpoints = [] if seconds is None else ["--checkpoint-seconds", seconds]
-    _stage("plan", [*common, *force, *_plan_options(arguments, DEMO_OPTIONS if demo else {}), dataset, run])
-    plan = open_plan(require_run(run))
-    for planned in plan.instances:
-        _stage("train_instance", [*common, *checkpoints, run, str(planned.index)])
-    _stage("consolidate", [*common, run])
-    _stage("evaluate", [*common, run], shown=False)  # its table is this command's own result, printed below
+    with stop_on_signal() as stop:
+        planning = _plan_options(arguments, DEMO_OPTIONS if demo else {})
+        _stage(stop, "plan", [*common, *force, *planning, dataset, run])
+        for planned in open_plan(require_run(run)).instances:
+            _stage(stop, "train_instance", [*common, *checkpoints, run, str(planned.index)])
+        _stage(stop, "consolidate", [*common, run])
+        _stage(stop, "evaluate", [*common, run], shown=False)  # its table is this command's own result, printed below
     folder = require_run(run).evaluation
     metrics: dict[str, Any] = msgspec.json.decode((folder / "metrics.json").read_bytes())
     return Text(evaluation_text(metrics, folder / "report.html"), metrics)
@@ -90,18 +91,16 @@ def _plan_options(arguments: Arguments, defaults: dict[str, str]) -> list[str]:
     return words
 
 
-def _stage(module: str, words: list[str], *, shown: bool = True) -> None:
+def _stage(stop: StopFlag, module: str, words: list[str], *, shown: bool = True) -> None:
     """Run one command as users do, its result on stderr so that stdout stays this command's own."""
     command = [sys.executable, "-m", f"metabatch.commands.{module}", *words]
-    with (
-        stop_on_signal() as stop,
-        subprocess.Popen(
-            command,
-            stdout=sys.stderr if shown else subprocess.DEVNULL,
-            # Killed, this process takes its stage with it: the same command again must not find it at work.
-            preexec_fn=partial(signal_on_death_of, os.getpid(), signal.SIGTERM),  # noqa: PLW1509 (no threads here)
-        ) as child,
-    ):
+    stop.check()
+    with subprocess.Popen(
+        command,
+        stdout=sys.stderr if shown else subprocess.DEVNULL,
+        # Killed, this process takes its stage with it: the same command again must not find it at work.
+        preexec_fn=partial(signal_on_death_of, os.getpid(), signal.SIGTERM),  # noqa: PLW1509 (no threads here)
+    ) as child:
         while (code := _poll(child)) is None:
             if stop.signal is not None:
                 child.send_signal(signal.SIGTERM)  # it stops at its next safe moment

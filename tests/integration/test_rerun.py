@@ -8,14 +8,25 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from tests.conftest import DEMO, QUICK, ROOT, plan_of, small_table, start, succeed, write_table
+from tests.conftest import (
+    DEMO,
+    QUICK,
+    ROOT,
+    at_work,
+    plan_of,
+    small_table,
+    start,
+    succeed,
+    wait_for,
+    wait_until,
+    write_table,
+)
 
 
 def snapshot(run: Path) -> dict[str, tuple[int, int]]:
@@ -278,21 +289,3 @@ def test_evaluate_reads_no_altered_or_missing_instance(ensemble: Path, copy_of: 
     assert "made from other instances" in outcome.err
     succeed("consolidate", "--quiet", run)
     succeed("evaluate", "--quiet", run)
-
-
-def at_work(*words: str | Path, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """An executable started and left to work."""
-    command = [str(ROOT / "bin" / words[0]), *map(str, words[1:])]
-    surroundings = os.environ | {"METABATCH_PYTHON": sys.executable} | (env or {})
-    return subprocess.Popen(command, env=surroundings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def wait_for(path: Path) -> None:
-    wait_until(path.exists, str(path))
-
-
-def wait_until(there: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not there():
-        assert time.monotonic() < deadline, f"{what} did not appear"
-        time.sleep(0.02)
