@@ -1,6 +1,6 @@
 """The one command for all comparisons: run them and write their tables into benchmarks/RESULTS.md.
 
-    PYTHONPATH=. python benchmarks/compare.py [--sections law,limits,ladder,peers,growth,sample] [--data DIR]
+    PYTHONPATH=. python benchmarks/compare.py [--sections law,limits,ladder,peers,growth,sample,checkpoints] [--data DIR]
 
 A section that is not run keeps its last table. Each says when and on what it was measured. All of them need about two
 hours on 2 cores and 12 GB free. The executables use their own environment as always; `peers` needs lightgbm and pandas
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import psutil
+from checkpoints import checkpoints_table
 from growth import SIZES, growth_table
 from limits import ladder_lines, limits_table, sample_lines
 from memory_law import law_table
@@ -35,6 +36,7 @@ TITLES = {
     "peers": "The same genes, folds and trees by others",
     "growth": "Growth with the number of genes",
     "sample": "Rows read for ten sampled genes",
+    "checkpoints": "What checkpoints cost",
 }
 
 
@@ -89,6 +91,7 @@ def main() -> None:
             "peers": lambda: peers_table(table(1000), place, given.trees, given.repeat, peers),
             "growth": lambda: growth_table({genes: table(genes) for genes in SIZES}, place),
             "sample": lambda: sample_lines(table(REFERENCE_GENES), place),
+            "checkpoints": lambda: checkpoints_table(table(1000), place),
         }
         for section in given.sections.split(","):
             lines = [f"{machine()}.", ""]

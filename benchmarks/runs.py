@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,9 @@ def make_plan(data: Path, run: Path, *words: str) -> dict[str, Any]:
     return json.loads((run / "plan.json").read_text())
 
 
-def train(run: Path, index: int = 0, limit: str | None = None) -> Trained:
-    """`train-instance`, under a hard kernel limit (as 2G or 1500M) where one is given."""
-    command: list[str | Path] = [ROOT / "bin/train-instance", "--quiet", run, str(index)]
+def train(run: Path, index: int = 0, limit: str | None = None, words: Sequence[str] = ()) -> Trained:
+    """`train-instance` with the options `words`, under a hard kernel limit (as 2G or 1500M) where one is given."""
+    command: list[str | Path] = [ROOT / "bin/train-instance", "--quiet", *words, run, str(index)]
     start = time.perf_counter()
     said = _run(command if limit is None else [MEMLIMIT, limit, *command], run.parent)
     seconds = time.perf_counter() - start

@@ -45,6 +45,7 @@ class ResourceUsage(msgspec.Struct, kw_only=True):
     predicted_peak_bytes : None for stages without a prediction.
     rung, external, batch_rows, parts : how an instance was trained (see `metabatch.training.ladder`).
     restored_boosters, restored_rounds : taken from checkpoints of attempts before; phases are of the last attempt.
+    checkpoint_seconds : what writing checkpoints took.
     """
 
     format_version: int = 1
@@ -66,6 +67,7 @@ class ResourceUsage(msgspec.Struct, kw_only=True):
     after_fold_bytes: list[int]
     restored_boosters: int = 0
     restored_rounds: int = 0
+    checkpoint_seconds: float = 0.0
 
 
 def peak_rss() -> int:
@@ -167,7 +169,7 @@ class Accounts:
     def usage(
         self, *, predicted_peak_bytes: int | None, budget_bytes: int, budget_source: str, threads: int,
         limit: Limit, rung: str | None = None, external: bool = False, batch_rows: int = 0, parts: int = 1,
-        restored_boosters: int = 0, restored_rounds: int = 0,
+        restored_boosters: int = 0, restored_rounds: int = 0, checkpoint_seconds: float = 0.0,
     ) -> ResourceUsage:  # fmt: skip
         """The record. With `external` the page files are mapped into memory: only the anonymous part counts."""
         self._settle()
@@ -187,6 +189,7 @@ class Accounts:
             parts=parts,
             restored_boosters=restored_boosters,
             restored_rounds=restored_rounds,
+            checkpoint_seconds=checkpoint_seconds,
             threads=threads,
             phases=self.phases,
             after_fold_bytes=self.after_fold,

@@ -55,20 +55,22 @@ def read_owner(instance: InstanceDir) -> Owner | None:
 
 
 class Lease:
-    """An instance owned by this process; one attempt after the other is begun and ended on it."""
+    """An instance owned by this process; one attempt after the other is begun and ended on it.
+
+    token : names this claim; it stands in the lock file as long as the claim holds.
+    """
 
     def __init__(self, instance: InstanceDir, plan: str, lock: SoftFileLease) -> None:
         self._instance, self._plan, self._lock = instance, plan, lock
+        self.token = lock.token or ""  # filelock tells it to the thread that holds the lock only
         self._owner: Owner | None = None
         self._writing = threading.Lock()  # of lease.json: the heartbeat must not bring back an attempt that ended
 
-    @property
-    def token(self) -> str:
-        """Names this claim; it stands in the lock file as long as the claim holds."""
-        return self._lock.token or ""
-
     def is_lost(self) -> bool:
-        """Whether somebody else took the instance over, because no heartbeat of ours got through."""
+        """Whether somebody else took the instance over, because no heartbeat of ours got through.
+
+        To be asked by the thread that holds the lease.
+        """
         return self._lock.compromise is not None
 
     def begin(self, rung: str, predicted_peak_bytes: int, limit_bytes: int) -> int:

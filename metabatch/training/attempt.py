@@ -82,6 +82,7 @@ def attempt(job: Job, stop: StopFlag) -> Report:
             budget_source=plan.budget.source, threads=job.threads, limit=Limit(job.limit_bytes, job.limit_source),
             rung=job.rung.name, external=job.rung.external, batch_rows=job.rung.batch_rows, parts=job.rung.parts,
             restored_boosters=kept.restored_boosters, restored_rounds=kept.restored_rounds,
+            checkpoint_seconds=round(kept.writing_seconds, 3),
         )  # fmt: skip
         save(folder / "resource_usage.json", usage)
         if not holds(instance.root, job.token):

@@ -76,11 +76,19 @@ class Checkpoints:
         A growing booster is kept when this long has passed since it was kept last; 0: after every round.
     stop : StopFlag
         When it is set, the growing booster is kept at once and the work ends.
+
+    Attributes
+    ----------
+    restored_boosters, restored_rounds : int
+        What was taken from checkpoints: finished boosters, and trees of all.
+    writing_seconds : float
+        What keeping took.
     """
 
     def __init__(self, folder: Path, key: Mapping[str, object], seconds: float, stop: StopFlag) -> None:
         self._folder, self._key, self._seconds, self._stop = folder, key, seconds, stop
         self.restored_boosters = self.restored_rounds = 0
+        self.writing_seconds = 0.0
         self.on_restored: Callable[[int], None] = lambda _: None  # told the rounds that need not be trained again
 
     def slot(self, name: str, params: Mapping[str, object]) -> Slot:
@@ -134,6 +142,7 @@ class Slot:
             self._write(facts, blobs, finished=False)
             self._kept_at = time.monotonic()
             self._cost = self._kept_at - begun
+            self._owner.writing_seconds += self._cost
         self._stop.check()
 
     def keep_finished(
@@ -143,7 +152,9 @@ class Slot:
         blobs: _Blobs = {} if model is None else {"model": model}
         if scores is not None:
             blobs["scores"] = memoryview(np.ascontiguousarray(scores)).cast("B")
+        begun = time.monotonic()
         self._write(facts, blobs, finished=True)
+        self._owner.writing_seconds += time.monotonic() - begun
 
     def _is_due(self) -> bool:
         since = time.monotonic() - self._kept_at

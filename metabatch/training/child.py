@@ -40,7 +40,7 @@ def attempt_report(job: Job, stop: StopFlag) -> Report:
 
         return attempt(job, stop)
     except MetabatchError as error:
-        outcome = "interrupted" if error.exit_code == 75 else "failed"
+        outcome = {75: "interrupted", 5: "abandoned"}.get(error.exit_code, "failed")
         return Report(
             outcome=outcome, exit_code=error.exit_code, message=error.found[:_LONGEST], expected=error.expected,
             where=error.where, next_step=error.next_step,

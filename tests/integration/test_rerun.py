@@ -201,6 +201,8 @@ def test_a_second_process_on_a_live_instance_exits_5_and_says_who(tmp_path: Path
         state = succeed("status", "--json", run).json["instances"][0]
         assert state["state"] == "running"
         assert state["memory_now_bytes"] > 50 << 20
+        lease = run / "instances" / "00" / "lease.json"
+        wait_until(lambda: json.loads(lease.read_text())["heartbeat"] >= 2, "a second heartbeat")
         first.send_signal(signal.SIGTERM)
         assert first.wait(60) == 75
     finally:
