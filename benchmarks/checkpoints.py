@@ -14,7 +14,7 @@ TREES = {"1,000 genes of the reference shape": 20, "demo": 200}
 
 def checkpoints_table(data: Path, place: Path) -> Iterator[str]:
     """Lines of a table: by default (every 30 s at most), and after every round."""
-    yield "| table | strategy | --checkpoint-seconds | trees a class | folds and final models s | checkpoints s | share |"
+    yield "| table | strategy | --checkpoint-seconds | trees a class | boosting s | checkpoints s | share |"
     yield "|---|---|---|---|---|---|---|"
     tables = dict(zip(TREES, (data, ROOT / "examples/hg19-demo"), strict=True))
     for name, table in tables.items():

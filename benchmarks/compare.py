@@ -1,6 +1,6 @@
 """The one command for all comparisons: run them and write their tables into benchmarks/RESULTS.md.
 
-    PYTHONPATH=. python benchmarks/compare.py [--sections law,limits,ladder,peers,growth,sample,checkpoints] [--data DIR]
+    PYTHONPATH=. python benchmarks/compare.py [--sections law,limits,ladder,peers,growth,…] [--data DIR]
 
 A section that is not run keeps its last table. Each says when and on what it was measured. All of them need about two
 hours on 2 cores and 12 GB free. The executables use their own environment as always; `peers` needs lightgbm and pandas
