@@ -225,6 +225,7 @@ def _attempt(instance: InstanceDir, lease: Lease, job: Job, rung: Rung, budget: 
     if end.abandoned:
         message = "taken over by another process, because this one was not heard of"
         lease.end("abandoned", end.peak_bytes, message)
+        tidy(instance.root, instance)  # what the child wrote before it was killed, if the other one is through
         raise OwnedError(f"instance {job.index}: {message}", next_step="look with bin/status who trains it")
     instance.progress.unlink(missing_ok=True)
     remove_leftovers(instance.root)

@@ -115,8 +115,7 @@ def test_an_owner_that_was_frozen_and_taken_over_publishes_nothing_and_says_so(t
     words = [str(ROOT / "bin" / "train-instance"), str(run), "0"]
     env = os.environ | {"METABATCH_PYTHON": sys.executable}
     with subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True) as frozen:
-        wait_until(lambda: len(psutil.Process(frozen.pid).children(recursive=True)) == 1, "its child")
-        wait_for(run / "instances/00/lease.json")
+        wait_for(run / "instances/00/progress.json")  # its child is at work
         family = [psutil.Process(frozen.pid), *psutil.Process(frozen.pid).children(recursive=True)]
         for member in family:
             member.suspend()
