@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from tests.conftest import ROOT, Outcome
 
 SCRIPTS = Path(os.environ.get("METABATCH_HPC", ROOT.parent / "shared" / "hpc"))
 USER = "hpcuser"
+BASE_IMAGE = "docker.io/library/python:3.12-slim-bookworm"
 MISSING = next(
     (
         text
@@ -101,12 +103,47 @@ def installed() -> Iterator[tuple[Path, Path, dict[str, str]]]:
     shutil.rmtree(place, ignore_errors=True)
 
 
+def models(run: Path) -> dict[str, str]:
+    """sha256 of every model file of the instances."""
+    files = sorted((run / "instances").glob("*/model/*"))
+    return {str(f.relative_to(run)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def tool(*words: str | Path) -> None:
+    """One of the scripts that set up real tools; what it says when it fails is the test's error."""
+    done = subprocess.run([SCRIPTS / words[0], *words[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          check=False)  # fmt: skip
+    assert done.returncode == 0, done.stdout[-5000:]
+
+
+@pytest.fixture(scope="session")
+def image() -> str:
+    """The image of this checkout."""
+    tool("image-build.sh", "python", "3.12")
+    tool("image-build.sh", "build", "localhost/metabatch:test", ROOT)
+    return "localhost/metabatch:test"
+
+
+@pytest.fixture(scope="session")
+def sif(image: str, installed: tuple[Path, Path, dict[str, str]]) -> Path:
+    """The same for Apptainer, where an ordinary user can read it."""
+    place, _, _ = installed
+    archive, file = place / "image.tar", place / "metabatch.sif"
+    tool("apptainer-get.sh")
+    tool("image-build.sh", "archive", image, archive)
+    subprocess.run(
+        ["apptainer", "build", "--build-arg", "BOOTSTRAP=docker-archive", "--build-arg", f"FROM={archive}", file,
+         ROOT / "apptainer.def"],
+        env=os.environ | {"APPTAINER_MKSQUASHFS_ARGS": "-comp lz4"}, check=True, capture_output=True,
+    )  # fmt: skip
+    archive.unlink()
+    return file
+
+
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[None]:
     """Three nodes; started for the tests and stopped after them."""
-    up = subprocess.run([SCRIPTS / "slurm-up.sh"], env=os.environ | {"NODES": "3"}, capture_output=True, text=True,
-                        check=False)  # fmt: skip
-    assert up.returncode == 0, up.stdout + up.stderr
+    tool("slurm-up.sh")
     yield
     subprocess.run([SCRIPTS / "slurm-down.sh"], capture_output=True, check=False)
 

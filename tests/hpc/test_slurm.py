@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import subprocess
@@ -11,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.hpc.conftest import Cluster
+from tests.conftest import DEMO, succeed
+from tests.hpc.conftest import Cluster, models
 
 PLAN = (
     "plan --quiet --strategy multi-instance --genes-per-instance 8 --min-instances 7 --holdout-fraction 0 --n-folds 2 "
     "--learning-rate 0.3 --early-stopping-patience 0"
 )
-SINGLE = "plan --quiet --strategy single --n-folds 2 --learning-rate 0.3 --early-stopping-patience 0"
+SINGLE = "plan --quiet --strategy single --n-folds 2 --learning-rate 0.3 --early-stopping-patience 0 --n-estimators 150"
 
 
 def planned(cluster: Cluster, words: str, name: str = "run") -> Path:
@@ -27,11 +27,6 @@ def planned(cluster: Cluster, words: str, name: str = "run") -> Path:
 
 def state(cluster: Cluster, run: Path) -> dict[str, object]:
     return json.loads(cluster.ok(f"{cluster.house}/bin/status --json {run}").out)
-
-
-def models(run: Path) -> dict[str, str]:
-    files = sorted((run / "instances").glob("*/model/*"))
-    return {str(f.relative_to(run)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
 def jobs_of(run: Path) -> dict[str, str]:
@@ -44,16 +39,18 @@ def attempts(run: Path, index: int = 0) -> list[dict[str, object]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
+@pytest.mark.parametrize("way", ["natively", "from the SIF"])
 def test_the_chain_of_an_ordinary_user_ends_with_seven_of_seven_within_the_memory_it_asked_for(
-    cluster: Cluster,
+    cluster: Cluster, way: str, request: pytest.FixtureRequest
 ) -> None:
+    image = None if way == "natively" else request.getfixturevalue("sif")
     run = planned(cluster, f"{PLAN} --n-estimators 20")
     plan = json.loads((run / "plan.json").read_text())
     assert len(plan["instances"]) == 7
     lines = cluster.ok(f"{cluster.house}/bin/submit --dry-run {run}").out
     assert "--array=0-6" in lines
     assert not (run / "submissions.jsonl").exists()
-    cluster.ok(f"{cluster.house}/bin/submit --quiet {run}")
+    cluster.ok(f"{cluster.house}/bin/submit --quiet {run}", image=image)
     jobs = jobs_of(run)
     assert "is on its way" in cluster.ok(f"{cluster.house}/bin/submit {run}").out  # nothing is submitted twice
     cluster.wait_for_state(jobs["evaluate"], {"COMPLETED"}, seconds=600)
@@ -74,25 +71,30 @@ def test_the_chain_of_an_ordinary_user_ends_with_seven_of_seven_within_the_memor
     assert "nothing to submit" in cluster.ok(f"{cluster.house}/bin/submit {run}").out
 
 
-@pytest.fixture
-def at_work(cluster: Cluster) -> tuple[Path, str]:
+def begun(cluster: Cluster, trees: int, sbatch: str = "") -> tuple[Path, str]:
     """An instance that trains on the cluster and has kept something; its run and array task."""
-    run = planned(cluster, f"{SINGLE} --n-estimators 150")
-    number = cluster.ok(
-        f"sbatch --parsable --array=0 --mem=600M {cluster.house}/jobs/train.sh {run} --checkpoint-seconds 0"
-    ).out.strip()
+    run = planned(cluster, f"{SINGLE} {trees}")
+    words = f"--parsable --array=0 --mem=600M {sbatch} {cluster.house}/jobs/train.sh {run} --checkpoint-seconds 0"
+    number = cluster.ok(f"sbatch {words}").out.strip()
     cluster.wait(lambda: bool(list((run / "instances/00/checkpoints").glob("*.ckpt"))), "a checkpoint")
     return run, f"{number}_0"
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    from tests.conftest import DEMO, succeed
+@pytest.fixture
+def at_work(cluster: Cluster) -> tuple[Path, str]:
+    return begun(cluster, 150)
 
-    run = tmp_path_factory.mktemp("undisturbed") / "run"
-    succeed(*SINGLE.split(), "--n-estimators", "150", DEMO, run)
+
+def without_a_cluster(run: Path, trees: int) -> dict[str, str]:
+    """The same models trained by hand and undisturbed."""
+    succeed(*SINGLE.split(), str(trees), DEMO, run)
     succeed("train-instance", "--quiet", run, "0")
     return models(run)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return without_a_cluster(tmp_path_factory.mktemp("undisturbed") / "run", 150)
 
 
 def finish(cluster: Cluster, run: Path, task: str, undisturbed: dict[str, str]) -> None:
@@ -112,6 +114,15 @@ def test_a_job_asked_to_stop_before_its_time_limit_goes_back_into_the_queue_by_i
     assert attempts(run)[0]["outcome"] == "interrupted"
     finish(cluster, run, task, undisturbed)
     assert [a["outcome"] for a in attempts(run)] == ["interrupted", "done"]
+
+
+def test_a_job_that_its_time_limit_cuts_off_again_and_again_gets_there(cluster: Cluster, tmp_path: Path) -> None:
+    """Slurm looks twice a minute; with a limit of 2 minutes and TERM 2 minutes before, each look ends a start."""
+    run, task = begun(cluster, 800, sbatch="--time=2")
+    cluster.wait(lambda: int(cluster.job(task)["Restarts"]) >= 1, "a requeue")
+    assert attempts(run)[0]["outcome"] == "interrupted"
+    assert "metabatch: back into the queue" in (cluster.place / f"metabatch-train-{task}.log").read_text()
+    finish(cluster, run, task, without_a_cluster(tmp_path / "run", 800))
 
 
 def test_a_requeued_job_goes_on(cluster: Cluster, at_work: tuple[Path, str], undisturbed: dict[str, str]) -> None:
@@ -158,7 +169,7 @@ def test_a_job_whose_node_went_down_goes_on_elsewhere(
 
 
 def test_a_task_killed_for_memory_is_reported_as_such_and_its_resubmission_asks_for_more(cluster: Cluster) -> None:
-    run = planned(cluster, f"{SINGLE} --n-estimators 10")
+    run = planned(cluster, f"{SINGLE} 25")
     cluster.ok(f"{cluster.house}/bin/submit --quiet --sbatch '--mem=20M' {run}")
     train = jobs_of(run)["train"]
     cluster.wait_for_state(f"{train}_0", {"OUT_OF_MEMORY"})
