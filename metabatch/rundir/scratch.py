@@ -21,8 +21,8 @@ import psutil
 from metabatch.errors import BudgetError
 
 log = logging.getLogger(__name__)
-_OURS = "metabatch-"
-_LOCK = "lock"
+_OURS = "metabatch-scratch-"
+_LOCK = ".held-by-metabatch"
 # A folder whose lock was never held is being made, unless it is older than this, s.
 _MAKING_SECONDS = 60.0
 _IN_MEMORY = {"tmpfs", "ramfs"}
@@ -90,22 +90,25 @@ def private_folder(what: str) -> Iterator[Path]:
 
 
 def remove_dead_folders() -> None:
-    """Delete folders in scratch that nobody holds any more."""
+    """Delete what killed processes left in scratch: folders whose lock was held and is not any more.
+
+    A folder without our lock file is somebody's own, or just being made; only an empty one is taken away, later.
+    """
     for folder in scratch_folder().glob(f"{_OURS}*"):
-        if not _is_held(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another user's, or removed by another process in this moment
+            is_old = time.time() - folder.stat().st_mtime > _MAKING_SECONDS
+            if not (folder / _LOCK).is_file():
+                if is_old:
+                    folder.rmdir()
+            elif _is_free(folder / _LOCK, even_if_empty=is_old):
+                shutil.rmtree(folder)
 
 
-def _is_held(folder: Path) -> bool:
-    try:
-        with (folder / _LOCK).open() as lock:
+def _is_free(file: Path, *, even_if_empty: bool) -> bool:
+    """Whether nobody holds a lock that somebody held once."""
+    with file.open() as lock:
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if lock.read():
-                return False
-    except FileNotFoundError:
-        pass
-    except OSError:  # held, or another user's
-        return True
-    with contextlib.suppress(FileNotFoundError):
-        return time.time() - folder.stat().st_mtime < _MAKING_SECONDS
-    return False
+        except BlockingIOError:
+            return False
+        return bool(lock.read()) or even_if_empty

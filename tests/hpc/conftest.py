@@ -83,7 +83,7 @@ class Cluster:
 @pytest.fixture(scope="session")
 def installed() -> Iterator[tuple[Path, Path, dict[str, str]]]:
     """Copies of metabatch and of this Python that an ordinary user can read."""
-    place = Path(tempfile.mkdtemp(prefix="metabatch-hpc-"))
+    place = Path(tempfile.mkdtemp(prefix="hpc-of-metabatch-"))
     place.chmod(0o755)
     house = place / "house"
     house.mkdir()

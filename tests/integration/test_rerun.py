@@ -220,7 +220,7 @@ def test_a_killed_instance_is_taken_over_is_on_record_and_leaves_nothing_behind(
             "--early-stopping-patience", "0", data, run)  # fmt: skip
     process = at_work("train-instance", run, "0", env={"TMPDIR": str(scratch)})
     wait_for(run / "instances" / "00" / "progress.json")
-    wait_until(lambda: any(scratch.glob("metabatch-pages-*/*")), "page files")
+    wait_until(lambda: any(scratch.glob("metabatch-scratch-pages-*/*")), "page files")
     process.kill()
     process.wait()
     assert list(scratch.iterdir())

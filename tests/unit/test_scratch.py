@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -39,16 +40,29 @@ def test_pages_stay_while_their_owner_lives_and_go_when_it_is_killed(scratch: Pa
 
 
 def test_pages_of_another_container_that_is_gone_are_removed(scratch: Path) -> None:
-    left = scratch / "metabatch-pages-elsewhere-4026531836-17-1700000000-abcd"
+    left = scratch / "metabatch-scratch-pages-elsewhere-4026531836-17-1700000000-abcd"
     left.mkdir()
-    (left / "lock").write_text("held\n")
+    (left / ".held-by-metabatch").write_text("held\n")
     (left / "pages").write_bytes(b"x" * 100)
-    making = scratch / "metabatch-pages-elsewhere-4026531836-18-1700000000-abcd"
+    making = scratch / "metabatch-scratch-pages-elsewhere-4026531836-18-1700000000-abcd"
     making.mkdir()
     with page_folder(1):
         assert not left.exists()
         assert making.exists()  # its owner may be about to lock it
     assert list(scratch.iterdir()) == [making]
+
+
+def test_what_is_not_ours_stays_whatever_its_name_and_age(scratch: Path) -> None:
+    for name in ("metabatch-results", "metabatch-scratch-of-mine"):
+        (scratch / name).mkdir()
+        (scratch / name / "kept").write_text("by somebody")
+        os.utime(scratch / name, (0, 0))
+    empty = scratch / "metabatch-scratch-pages-killed-at-birth"
+    empty.mkdir()
+    os.utime(empty, (0, 0))
+    remove_dead_folders()
+    assert sorted(p.name for p in scratch.rglob("kept")) == ["kept", "kept"]
+    assert not empty.exists()
 
 
 def test_scratch_is_no_file_system_in_memory_where_there_is_a_disk(monkeypatch: pytest.MonkeyPatch) -> None:
