@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from metabatch.rundir.attempts import read_attempts
 from metabatch.rundir.fingerprint import open_plan
 from metabatch.rundir.jobs import Job, jobs_of
 from metabatch.rundir.layout import RunDir
+from metabatch.rundir.lock import hold_folder
 from metabatch.rundir.manifests import Plan, PlannedInstance
 from metabatch.rundir.markers import utc_now
 from metabatch.rundir.state import RunState, survey
@@ -74,9 +76,22 @@ def submit(
             expected="a login node of a cluster",
             next_step="bin/run-all, or see the lines with --dry-run",
         )
+    with contextlib.nullcontext() if dry_run else hold_folder(run.logs):  # one submits at a time, and may write here
+        return _submit(run, plan, throttle, [*site], train, force=force, dry_run=dry_run)
+
+
+def _submit(
+    run: RunDir, plan: Plan, throttle: int | None, site: list[str], train: Sequence[str], *, force: bool, dry_run: bool
+) -> Chain:
     jobs = jobs_of(run, plan)
+    if jobs.unknown is not None:
+        raise InputError(
+            f"Slurm cannot be asked what is in its queue: {jobs.unknown}",
+            expected="an answer, so that nothing is submitted twice",
+            next_step="try again later",
+        )
     state = survey(run, jobs)
-    queue = _Queue(run, plan, [*site], ["--force"] if force else [], dry_run=dry_run)
+    queue = _Queue(run, plan, site, ["--force"] if force else [], jobs.stages, dry_run=dry_run)
     now, wait_for = _to_train(plan, state, jobs.instances, queue.notes, force=force)
     arrays = _arrays([(p, _memory(run, p, plan, jobs.instances.get(p.index))) for p in now], max_array_size())
     needed = [*wait_for.values(), *(queue.train(array, throttle, train) for array in arrays)]
@@ -99,6 +114,7 @@ class _Queue:
     plan: Plan
     site: list[str]
     forced: list[str]
+    stages: Mapping[str, Job]
     dry_run: bool
     jobs: list[SubmittedJob] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -113,21 +129,17 @@ class _Queue:
         """consolidate or evaluate, after other jobs ended well; returns its job number."""
         words = [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
         memory = max(STAGE_MEMORY_MB, *(p.mem_request_mb for p in self.plan.instances))
-        return self._add(name, memory, words, ())
+        return self._add(name, max(memory, _more_than(self.stages.get(name))), words, ())
 
     def _add(
         self, stage: str, mem_mb: int, words: Sequence[str], options: Sequence[str], array: _Array | None = None
     ) -> str:
-        log = self.run.logs.resolve() / f"{stage}-{'%A_%a' if array else '%j'}.log"
+        logs = str(self.run.logs.resolve()).replace("%", "%%")  # sbatch puts numbers in for %j and its like
         command = [
-            f"--mem={mem_mb}M", f"--output={log}", *self.site, *words,
+            f"--mem={mem_mb}M", f"--output={logs}/{stage}-{'%A_%a' if array else '%j'}.log", *self.site, *words,
             str(_JOBS / f"{stage}.sh"), str(self.run.root.resolve()), *options, *self.forced,
         ]  # fmt: skip
-        if self.dry_run:
-            number = f"<{stage} {len(self.jobs)}>"
-        else:
-            self.run.logs.mkdir(exist_ok=True)
-            number = sbatch(command)
+        number = f"<{stage} {len(self.jobs)}>" if self.dry_run else sbatch(command)
         job = SubmittedJob(
             submitted=utc_now(), job_id=number, stage=stage, plan=self.plan.fingerprint, mem_mb=mem_mb,
             instances=array.instances if array else (), first=array.first if array else 0,
@@ -170,14 +182,18 @@ def _finish(state: RunState, stages: Mapping[str, Job], needed: list[str], queue
 
 def _memory(run: RunDir, planned: PlannedInstance, plan: Plan, job: Job | None) -> int:
     """MiB to ask for: the plan's request, or more than what proved too little."""
-    attempts = [a for a in read_attempts(run.instance(planned.index)) if a.plan == plan.fingerprint]
-    last = attempts[-1] if attempts else None
-    tried = 0
-    if last is not None and last.outcome in ("out-of-memory", "over-budget", "not-tried"):
-        tried = last.limit_bytes >> 20
-    if job is not None and job.state is not None and job.state.state == "OUT_OF_MEMORY":
-        tried = max(tried, job.mem_mb or planned.mem_request_mb)
-    return max(planned.mem_request_mb, math.ceil(MORE_MEMORY * tried))
+    short = [
+        attempt.limit_bytes >> 20
+        for attempt in read_attempts(run.instance(planned.index))
+        if attempt.plan == plan.fingerprint and attempt.outcome in ("out-of-memory", "over-budget", "not-tried")
+    ]
+    return max(planned.mem_request_mb, math.ceil(MORE_MEMORY * max(short, default=0)), _more_than(job))
+
+
+def _more_than(job: Job | None) -> int:
+    """MiB to ask for after a job that Slurm killed for memory; 0 after any other."""
+    killed = job is not None and job.state is not None and job.state.state == "OUT_OF_MEMORY"
+    return math.ceil(MORE_MEMORY * (job.mem_mb or 0)) if killed and job is not None else 0
 
 
 def _arrays(wanted: Sequence[tuple[PlannedInstance, int]], limit: int) -> list[_Array]:

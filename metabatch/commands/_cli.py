@@ -15,6 +15,7 @@ from docopt import DocoptExit, docopt
 
 from metabatch import __version__
 from metabatch.errors import InputError, MetabatchError, UsageError
+from metabatch.resources.signals import interrupted_by_signals
 
 EXIT_CODES = """Exit codes:
   0   done, or already done
@@ -53,7 +54,8 @@ def run_command(usage: str, action: Callable[[Arguments], Any], argv: Sequence[s
         return 0
     _set_up_logging(arguments)
     try:
-        result = action(arguments)
+        with interrupted_by_signals():
+            result = action(arguments)
     except MetabatchError as error:
         return _fail(error)
     except OSError as error:

@@ -93,6 +93,7 @@ def status_text(state: RunState) -> str:
             f"{state.run}: {state.strategy}, {done} of {len(state.instances)} instances done",
             table(head, rows),
             f"ensemble {state.ensemble}, evaluation {state.evaluation}",
+            *([] if state.slurm is None else [f"Slurm cannot be asked, its jobs are not known: {state.slurm}"]),
             f"next: {state.next_step}",
         ]
     )

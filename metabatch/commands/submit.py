@@ -51,8 +51,10 @@ def _words(text: str | None) -> list[str]:
     except ValueError as error:
         raise UsageError(f"--sbatch cannot be read: {error}", expected="options as on a command line") from None
     for word in words:
-        if word.startswith(("--array", "-a", "--dependency", "-d", "--parsable")):
+        if word.startswith(("--array", "-a", "--dependency", "-d", "--parsable", "--mem")):
             raise UsageError(f"--sbatch {word}: submit sets this itself")
+        if word.startswith(("--clusters", "-M")):
+            raise UsageError(f"--sbatch {word}: other clusters cannot be asked about their jobs", expected="this one")
     return words
 
 

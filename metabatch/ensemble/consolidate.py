@@ -19,7 +19,8 @@ from metabatch.models.member import load_member
 from metabatch.resources.usage import ResourceUsage
 from metabatch.rundir.fingerprint import open_plan
 from metabatch.rundir.layout import RunDir
-from metabatch.rundir.lease import hold_folder, tidy
+from metabatch.rundir.lease import tidy
+from metabatch.rundir.lock import hold_folder
 from metabatch.rundir.manifests import Bundle, BundleMember, Done, Lowered, Plan, save
 from metabatch.rundir.markers import MARKER, check_stage, finish_stage, is_marked
 from metabatch.rundir.publish import attempt_folder, sha256_file

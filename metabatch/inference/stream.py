@@ -23,7 +23,8 @@ from metabatch.resources.progress import Progress
 from metabatch.resources.signals import stop_on_signal
 from metabatch.rundir.fingerprint import hash_texts
 from metabatch.rundir.layout import is_passing
-from metabatch.rundir.lease import hold_folder, tidy
+from metabatch.rundir.lease import tidy
+from metabatch.rundir.lock import hold_folder
 from metabatch.rundir.manifests import CarriedType, Done, load
 from metabatch.rundir.markers import MARKER, check_stage, finish_stage, is_marked
 from metabatch.rundir.publish import attempt_folder, sha256_file

@@ -10,6 +10,7 @@ from metabatch.errors import InputError, OwnedError
 from metabatch.options import Options
 from metabatch.planning.profiles import apply_profile, tier_of
 from metabatch.rundir.fingerprint import dataset_fingerprint, open_plan
+from metabatch.rundir.jobs import open_jobs
 from metabatch.rundir.layout import InstanceDir, RunDir, foreign_entries
 from metabatch.rundir.lease import is_alive, read_owner
 from metabatch.rundir.manifests import Plan, Shard
@@ -58,6 +59,15 @@ def existing_plan(
 
 
 def _refuse_while_training(run: RunDir) -> None:
+    queued = open_jobs(run)
+    if queued:
+        raise OwnedError(
+            f"jobs of this run are in Slurm's queue: {', '.join(queued[:5])}{', …' if len(queued) > 5 else ''}",
+            expected="nobody at work in a run whose plan is replaced",
+            where=str(run.root),
+            next_step=f"scancel {' '.join(sorted({name.partition('_')[0] for name in queued}))}, "
+            "or choose a new run directory",
+        )
     for folder in sorted(p for p in run.instances.glob("*") if p.name.isdigit()):
         instance = InstanceDir(folder, int(folder.name))
         owner = read_owner(instance)

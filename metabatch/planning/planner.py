@@ -37,7 +37,8 @@ from metabatch.resources.law import MemoryLaw
 from metabatch.resources.limits import cpu_count, memory_limits
 from metabatch.rundir.fingerprint import plan_fingerprint, plan_seal
 from metabatch.rundir.layout import RunDir
-from metabatch.rundir.lease import hold_folder, tidy
+from metabatch.rundir.lease import tidy
+from metabatch.rundir.lock import hold_folder
 from metabatch.rundir.manifests import (
     Booster,
     Budget,

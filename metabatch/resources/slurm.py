@@ -46,29 +46,34 @@ def is_there() -> bool:
     return shutil.which("squeue") is not None and shutil.which("sbatch") is not None
 
 
+class NoAnswerError(Exception):
+    """Slurm is there and could not be asked; what it said stands in the text."""
+
+
 def job_states(jobs: Collection[str]) -> dict[str, JobState]:
-    """States of jobs and array tasks (``123``, ``123_4``) that Slurm still knows of, by squeue and then sacct."""
+    """States of jobs and array tasks (``123``, ``123_4``) that Slurm still knows of, by squeue and then sacct.
+
+    Raises
+    ------
+    NoAnswerError
+        When squeue fails for another reason than that it does not know the jobs any more.
+    """
     if not jobs or shutil.which("squeue") is None:
         return {}
     # Array numbers are asked for as a whole: a task that waits has no number of its own yet.
     wanted = sorted({job.partition("_")[0] for job in jobs}, key=int)
     found: dict[str, JobState] = {}
-    command = [
-        "squeue",
-        "--noheader",
-        "--array",
-        "--states=all",
-        "--format=%F|%K|%T|%r|%N",
-        f"--jobs={','.join(wanted)}",
-    ]
-    for line in _lines(command):
+    fields = "--format=%F|%K|%T|%r|%N"
+    done = _run(["squeue", "--noheader", "--array", "--states=all", fields, f"--jobs={','.join(wanted)}"])
+    if done.returncode and "invalid job id" not in done.stderr.lower():
+        raise NoAnswerError(done.stderr.strip() or f"squeue ended with status {done.returncode}")
+    for line in _lines(done):
         array, task, state, reason, node = line.split("|", 4)
         found[array if task == "N/A" else f"{array}_{task}"] = JobState(state, "" if reason == "None" else reason, node)
     if shutil.which("sacct") is not None and any(job not in found for job in jobs):
         fields = "--format=JobID,State,NodeList"
-        for line in _lines(
-            ["sacct", "--noheader", "--allocations", "--parsable2", fields, f"--jobs={','.join(wanted)}"]
-        ):
+        command = ["sacct", "--noheader", "--allocations", "--parsable2", fields, f"--jobs={','.join(wanted)}"]
+        for line in _lines(_run(command)):  # without accounting it fails, and squeue's answer is all there is
             name, state, node = line.split("|", 2)
             if name not in found and re.fullmatch(r"\d+(_\d+)?", name):
                 found[name] = JobState(state.split()[0], "", node)
@@ -77,7 +82,7 @@ def job_states(jobs: Collection[str]) -> dict[str, JobState]:
 
 def max_array_size() -> int:
     """One more than the largest array index this site allows."""
-    for line in _lines(["scontrol", "show", "config"]):
+    for line in _lines(_run(["scontrol", "show", "config"])):
         match = re.match(r"MaxArraySize\s*=\s*(\d+)", line)
         if match:
             return int(match[1])
@@ -92,12 +97,7 @@ def sbatch(words: Sequence[str]) -> str:
     InputError
         When Slurm refuses, in its own words.
     """
-    try:
-        done = subprocess.run(
-            ["sbatch", "--parsable", *words], capture_output=True, text=True, check=False, timeout=_SECONDS
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise InputError(f"sbatch cannot be run: {error}", next_step="submit from a node that has Slurm") from None
+    done = _run(["sbatch", "--parsable", *words])
     if done.returncode:
         raise InputError(
             f"sbatch refused: {(done.stderr or done.stdout).strip()}",
@@ -107,10 +107,17 @@ def sbatch(words: Sequence[str]) -> str:
     return done.stdout.strip().splitlines()[-1].partition(";")[0]
 
 
-def _lines(command: Sequence[str]) -> list[str]:
-    """What a command says; nothing when it is not there or fails (an unknown job, no accounting)."""
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """A command's end; one that is not there or does not come back has failed, and says so as if by itself."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS)
+    except subprocess.TimeoutExpired:
+        said = f"{command[0]} did not answer within {_SECONDS} s; what it was asked may yet be done (see squeue)"
+    except OSError as error:
+        said = f"{command[0]} cannot be run: {error}"
+    return subprocess.CompletedProcess(command, 1, "", said)
+
+
+def _lines(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """What a command said; nothing when it failed."""
     return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []

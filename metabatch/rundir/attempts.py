@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 
 import msgspec
 
 from metabatch.rundir.layout import InstanceDir
+from metabatch.rundir.publish import append_line
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +46,4 @@ def read_attempts(instance: InstanceDir) -> list[Attempt]:
 
 
 def record_attempt(instance: InstanceDir, attempt: Attempt) -> None:
-    with instance.attempts.open("ab") as handle:
-        handle.write(msgspec.json.encode(attempt) + b"\n")
-        handle.flush()
-        os.fsync(handle.fileno())
+    append_line(instance.attempts, msgspec.json.encode(attempt))

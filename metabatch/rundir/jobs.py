@@ -1,14 +1,14 @@
-"""The Slurm jobs of a run: which one last worked on what, and what Slurm says of it."""
+"""The Slurm jobs of a run: which one works, waits or last worked on what, and what Slurm says of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from metabatch.resources.slurm import AT_WORK, JobState, job_states
-from metabatch.rundir.attempts import Attempt, read_attempts
-from metabatch.rundir.layout import RunDir
-from metabatch.rundir.lease import Owner, read_owner
+from metabatch.resources.slurm import AT_WORK, JobState, NoAnswerError, job_states
+from metabatch.rundir.attempts import read_attempts
+from metabatch.rundir.layout import InstanceDir, RunDir
+from metabatch.rundir.lease import is_alive, read_owner
 from metabatch.rundir.manifests import Plan
 from metabatch.rundir.submissions import SubmittedJob, read_submissions
 
@@ -55,40 +55,67 @@ class Job:
 
 @dataclass(frozen=True)
 class Jobs:
-    """The last job of each instance, by its number, and of each other stage (``consolidate``, ``evaluate``)."""
+    """The job of each instance, by its number, and of each other stage (``consolidate``, ``evaluate``).
+
+    unknown : what Slurm said when it could not be asked; None when it answered, or is not there.
+    """
 
     instances: Mapping[int, Job]
     stages: Mapping[str, Job]
+    unknown: str | None = None
 
 
 def jobs_of(run: RunDir, plan: Plan) -> Jobs:
     """The jobs under this plan; one question to Slurm for all."""
     submitted = [job for job in read_submissions(run) if job.plan == plan.fingerprint]
-    names: dict[int, str] = {}
-    for planned in plan.instances:
-        instance = run.instance(planned.index)
-        name = _last_job(planned.index, read_attempts(instance), read_owner(instance), submitted)
-        if name is not None:
-            names[planned.index] = name
+    names = {p.index: _candidates(run.instance(p.index), plan, submitted) for p in plan.instances}
     stages = {job.stage: job.job_id for job in submitted if not job.instances}
-    states = job_states({*names.values(), *stages.values()})
+    wanted = {name for found in names.values() for name in found if name} | set(stages.values())
+    states, unknown = _ask(wanted)
     memory = _memory(submitted)
-    return Jobs(
-        {index: Job(name, states.get(name), memory.get(name)) for index, name in names.items()},
-        {stage: Job(name, states.get(name), memory.get(name)) for stage, name in stages.items()},
-    )
+    jobs = {name: Job(name, states.get(name), memory.get(name)) for name in wanted}
+    chosen = {index: _choose([jobs[name] if name else None for name in found]) for index, found in names.items()}
+    instances = {index: job for index, job in chosen.items() if job is not None}
+    return Jobs(instances, {stage: jobs[name] for stage, name in stages.items()}, unknown)
 
 
-def _last_job(
-    index: int, attempts: Sequence[Attempt], owner: Owner | None, submitted: Sequence[SubmittedJob]
-) -> str | None:
+def open_jobs(run: RunDir) -> list[str]:
+    """Jobs of this run that wait or are at work, under whatever plan; none where Slurm cannot be asked."""
+    submitted = read_submissions(run)
+    names = {job.task_of(index) for job in submitted for index in job.instances}
+    states, _ = _ask(names | {job.job_id for job in submitted if not job.instances})
+    return sorted(name for name, state in states.items() if state.is_open)
+
+
+def _ask(names: Collection[str]) -> tuple[dict[str, JobState], str | None]:
+    try:
+        return job_states(names), None
+    except NoAnswerError as error:
+        return {}, str(error)
+
+
+def _candidates(instance: InstanceDir, plan: Plan, submitted: Sequence[SubmittedJob]) -> list[str]:
+    """Jobs that may be at this instance, the latest first: those submitted, and those that tried it.
+
+    Empty for an attempt outside any job, and for a dead one in a job that is no array task and was not submitted for
+    it: that was somebody's session (salloc, a notebook), which goes on without it.
+    """
+    times = [(job.submitted, job.task_of(instance.index)) for job in submitted if instance.index in job.instances]
+    ours = {name for _, name in times}
+    for attempt in read_attempts(instance):
+        if attempt.plan == plan.fingerprint:
+            name = attempt.slurm_job_id or ""
+            times.append((attempt.started, name if "_" in name or name in ours else ""))
+    owner = read_owner(instance)
     if owner is not None:
-        return owner.slurm_job_id
-    latest = max((job for job in submitted if index in job.instances), key=lambda job: job.submitted, default=None)
-    last = attempts[-1] if attempts else None
-    if latest is not None and (last is None or last.started <= latest.submitted):
-        return latest.task_of(index)
-    return last.slurm_job_id if last is not None else None
+        name = owner.slurm_job_id or ""
+        times.append((owner.started, name if "_" in name or name in ours or is_alive(instance, owner) else ""))
+    return list(dict.fromkeys(name for _, name in sorted(times, reverse=True)))
+
+
+def _choose(found: Sequence[Job | None]) -> Job | None:
+    """The one that is still open, else the latest."""
+    return next((job for job in found if job is not None and job.is_open), found[0] if found else None)
 
 
 def _memory(submitted: Sequence[SubmittedJob]) -> Mapping[str, int]:

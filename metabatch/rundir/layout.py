@@ -115,7 +115,7 @@ def foreign_entries(root: Path) -> list[str]:
 
 def is_passing(name: str) -> bool:
     """Whether a file or folder of this name is there only while a process is at work, or was when it was killed."""
-    return name == LOCK or name.startswith(ATTEMPT_PREFIX) or (name.startswith(".") and name.endswith(TEMPORARY))
+    return name.startswith((LOCK, ATTEMPT_PREFIX)) or (name.startswith(".") and name.endswith(TEMPORARY))
 
 
 def require_run(path: str | os.PathLike[str]) -> RunDir:

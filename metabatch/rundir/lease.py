@@ -1,10 +1,4 @@
-"""Who is working on a folder of a run: a lease with a heartbeat.
-
-The lease only tells a running owner from a dead one, so that work is not done twice; what is published stays correct
-without it (see publish.py). The lock is filelock's SoftFileLease: an owner of this host and PID namespace that is gone
-is seen at once, any other when its heartbeat has not been seen for `LEASE_SECONDS` of the contender's own clock. An
-owner that could not renew its lease for so long has lost it, and notices.
-"""
+"""Who trains an instance: its owner on record beside the lock, and one attempt after the other."""
 
 from __future__ import annotations
 
@@ -12,24 +6,22 @@ import contextlib
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-from filelock import SoftFileLease, Timeout
+from filelock import SoftFileLease
 
-from metabatch.errors import OwnedError
+from metabatch.errors import InputError, OwnedError
 from metabatch.resources.process import Identity, is_gone, this_process
 from metabatch.resources.progress import read_progress
 from metabatch.resources.slurm import this_job
 from metabatch.rundir.attempts import Attempt, read_attempts, record_attempt
-from metabatch.rundir.layout import LOCK, InstanceDir, is_passing
-from metabatch.rundir.manifests import to_json
-from metabatch.rundir.markers import is_marked, utc_now
-from metabatch.rundir.publish import remove_leftovers, write_bytes
-
-LEASE_SECONDS = 60.0
-HEARTBEAT_SECONDS = 5.0
+from metabatch.rundir.layout import InstanceDir, is_passing
+from metabatch.rundir.lock import HEARTBEAT_SECONDS, LEASE_SECONDS, held, holds
+from metabatch.rundir.manifests import Done, load, to_json
+from metabatch.rundir.markers import MARKER, utc_now
+from metabatch.rundir.publish import write_bytes
 
 
 class Owner(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,11 +59,17 @@ class Lease:
         self._writing = threading.Lock()  # of lease.json: the heartbeat must not bring back an attempt that ended
 
     def is_lost(self) -> bool:
-        """Whether somebody else took the instance over, because no heartbeat of ours got through.
+        """Whether no heartbeat of ours got through, so that somebody else has taken the instance over, or may.
 
         To be asked by the thread that holds the lease.
         """
         return self._lock.compromise is not None
+
+    def is_ours(self) -> bool:
+        """Whether our claim stands; asked of the file itself, twice, since a contender may be looking at it."""
+        if not holds(self._instance.root, self.token):
+            time.sleep(1.0)
+        return holds(self._instance.root, self.token)
 
     def begin(self, rung: str, predicted_peak_bytes: int, limit_bytes: int) -> int:
         """Announce an attempt in lease.json; returns its number."""
@@ -106,7 +104,7 @@ class Lease:
         with self._writing:
             if self._owner is not None:
                 record_attempt(self._instance, _record(self._owner, outcome, measured_peak_bytes, message))
-                if not self.is_lost():
+                if self.is_ours():
                     self._instance.lease.unlink(missing_ok=True)
                 self._owner = None
 
@@ -119,14 +117,6 @@ class Lease:
             with self._writing, contextlib.suppress(OSError):
                 if self._owner is not None and holds(self._instance.root, self.token):
                     write_bytes(self._instance.lease, to_json(msgspec.structs.replace(self._owner, heartbeat=count)))
-
-
-def holds(folder: Path, token: str) -> bool:
-    """Whether the claim named `token` still owns `folder`."""
-    try:
-        return bool(token) and token in (folder / LOCK).read_text()
-    except OSError:
-        return False
 
 
 @contextlib.contextmanager
@@ -143,7 +133,7 @@ def hold(instance: InstanceDir, plan: str) -> Iterator[Lease]:
     OwnedError
         When another live process owns it: seen by its heartbeat, in about `HEARTBEAT_SECONDS`.
     """
-    with _held(instance.root, lambda: _describe(instance)) as lock:
+    with held(instance.root, lambda: _describe(instance)) as lock:
         _record_killed(instance)
         lease = Lease(instance, plan, lock)
         stop = threading.Event()
@@ -154,15 +144,8 @@ def hold(instance: InstanceDir, plan: str) -> Iterator[Lease]:
         finally:
             stop.set()
             beat.join()
-            if not lease.is_lost():
+            if lease.is_ours():
                 instance.lease.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def hold_folder(folder: Path) -> Iterator[None]:
-    """Own a stage's folder for the time of the block; errors as in `hold`."""
-    with _held(folder, lambda: f"another live process works in {folder}"):
-        yield
 
 
 def tidy(folder: Path, instance: InstanceDir | None = None) -> None:
@@ -174,7 +157,7 @@ def tidy(folder: Path, instance: InstanceDir | None = None) -> None:
     more = set() if instance is None else {instance.lease.name, instance.progress.name, instance.checkpoints.name}
     if not any(n in more or is_passing(n) for n in found):
         return
-    with contextlib.suppress(OwnedError, OSError), _held(folder, lambda: "", wait=False):  # not ours, or read-only
+    with contextlib.suppress(OwnedError, OSError), held(folder, lambda: "", wait=False):  # not ours, or read-only
         if instance is not None:
             _record_killed(instance)
             instance.progress.unlink(missing_ok=True)
@@ -191,54 +174,27 @@ def is_alive(instance: InstanceDir, owner: Owner) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def _held(folder: Path, describe: Callable[[], str], *, wait: bool = True) -> Iterator[SoftFileLease]:
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = SoftFileLease(folder / LOCK, lease_duration=LEASE_SECONDS, heartbeat_interval=HEARTBEAT_SECONDS)
-    _acquire(lock, folder / LOCK, describe, wait=wait)
-    try:
-        remove_leftovers(folder)
-        yield lock
-    finally:
-        lock.release()
-
-
-def _acquire(lock: SoftFileLease, file: Path, describe: Callable[[], str], *, wait: bool) -> None:
-    deadline = time.monotonic() + LEASE_SECONDS * 1.2
-    first_seen: tuple[int, int] | None = None
-    while True:
-        try:
-            lock.acquire(timeout=1.0 if wait else 0.0)
-            return
-        except Timeout:
-            seen = _stamp(file)
-            first_seen = first_seen or seen
-            if not wait or (seen is not None and seen != first_seen) or time.monotonic() > deadline:
-                raise OwnedError(describe(), next_step="wait for it, or look with bin/status") from None
-
-
-def _stamp(file: Path) -> tuple[int, int] | None:
-    """Changes with every heartbeat and every new owner."""
-    try:
-        found = file.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
-
-
 def _record_killed(instance: InstanceDir) -> None:
     """An owner that left its lease.json behind had no time to write down how it ended."""
     owner = read_owner(instance)
     if owner is None:
         return
     progress = read_progress(instance.progress)
-    if is_marked(instance.root):
+    if _finished_since(instance, owner):
         outcome, message = "done", "ended without a word after its work was published"
     else:
         outcome = "killed"
         message = "ended without a word: killed, out of memory, or its node went down (memory: as last reported)"
     record_attempt(instance, _record(owner, outcome, progress.anonymous_bytes if progress else None, message))
     instance.lease.unlink(missing_ok=True)
+
+
+def _finished_since(instance: InstanceDir, owner: Owner) -> bool:
+    """Whether the finished stage is this owner's work, not an older one's that it was told to replace."""
+    try:
+        return load(instance.root / MARKER, Done).finished >= owner.started
+    except InputError:
+        return False
 
 
 def _record(owner: Owner, outcome: str, measured_peak_bytes: int | None, message: str | None) -> Attempt:

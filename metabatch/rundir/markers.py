@@ -9,8 +9,8 @@ from pathlib import Path
 
 from metabatch import __version__
 from metabatch.errors import InputError
-from metabatch.rundir.manifests import Done, FileRecord, load, save
-from metabatch.rundir.publish import publish_files, sha256_file
+from metabatch.rundir.manifests import Done, FileRecord, load, to_json
+from metabatch.rundir.publish import prepared, publish_files, sha256_file
 
 MARKER = "done.json"
 # NFS shows another host's file late (close-to-open): look again before calling it damaged.
@@ -56,14 +56,14 @@ def finish_stage(
         inputs=inputs or {},
     )
     before = _recorded(target)
-    (target / MARKER).unlink(missing_ok=True)
-    publish_files(source, target)
-    for name in before - files.keys():
-        file = target / name
-        if target.resolve() in file.resolve().parents:
-            file.unlink(missing_ok=True)
-    _remove_strangers(target, files.keys(), {name.split("/")[0] for name in files.keys() | before if "/" in name})
-    save(target / MARKER, done)
+    with prepared(target / MARKER, (to_json(done),)):  # all that takes space is on disk before the old stage goes
+        (target / MARKER).unlink(missing_ok=True)
+        publish_files(source, target)
+        for name in before - files.keys():
+            file = target / name
+            if target.resolve() in file.resolve().parents:
+                file.unlink(missing_ok=True)
+        _remove_strangers(target, files.keys(), {name.split("/")[0] for name in files.keys() | before if "/" in name})
     return done
 
 

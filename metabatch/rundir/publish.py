@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from metabatch.resources.process import this_process
-from metabatch.rundir.layout import ATTEMPT_PREFIX, LOCK, TEMPORARY, is_passing
+from metabatch.rundir.layout import ATTEMPT_PREFIX, TEMPORARY
 
 
 def sha256_file(path: Path) -> str:
@@ -44,18 +44,47 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def replace_file(path: Path, pieces: Iterable[bytes | bytearray | memoryview]) -> None:
     """As `write_bytes`, of several pieces one after the other."""
+    with prepared(path, pieces):
+        pass
+
+
+@contextlib.contextmanager
+def prepared(path: Path, pieces: Iterable[bytes | bytearray | memoryview]) -> Iterator[None]:
+    """Have the new content of `path` on disk before the block, and put it in place after it, if the block succeeds."""
     temporary = path.with_name(f".{path.name}-{this_process()}-{secrets.token_hex(4)}{TEMPORARY}")
     try:
-        with temporary.open("wb") as handle:
+        with named(path), temporary.open("wb") as handle:
             for piece in pieces:
                 handle.write(piece)
             handle.flush()
             os.fsync(handle.fileno())
+        yield
         os.replace(temporary, path)
     except BaseException:  # an interrupt too must leave nothing behind; it goes on
         temporary.unlink(missing_ok=True)
         raise
     fsync_path(path.parent)
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Add a line to a file of records and flush it to disk; one that was cut short before stays a line of its own."""
+    with named(path), path.open("ab+") as handle:
+        if handle.tell():
+            handle.seek(-1, os.SEEK_END)
+            line = line if handle.read(1) == b"\n" else b"\n" + line
+        handle.write(line + b"\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """The system names no file when a write fails: say which one it was."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 @contextlib.contextmanager
@@ -68,16 +97,6 @@ def attempt_folder(parent: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete what killed processes left in `folder`; only for its owner (see lease.py)."""
-    for entry in folder.iterdir():
-        if is_passing(entry.name) and entry.name != LOCK:
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                entry.unlink(missing_ok=True)
 
 
 def publish_files(source: Path, target: Path) -> None:

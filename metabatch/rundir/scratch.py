@@ -79,9 +79,8 @@ def private_folder(what: str) -> Iterator[Path]:
     """A folder in scratch that is removed after the block, or by whoever comes next when this process is killed."""
     remove_dead_folders()
     with contextlib.ExitStack() as stack:
-        # Files that cannot be removed are left to `remove_dead_folders`, not made an error of the work.
-        name = tempfile.TemporaryDirectory(prefix=f"{_OURS}{what}-", dir=scratch_folder(), ignore_cleanup_errors=True)
-        folder = Path(stack.enter_context(name))
+        folder = Path(tempfile.mkdtemp(prefix=f"{_OURS}{what}-", dir=scratch_folder()))
+        stack.callback(_remove, folder)
         lock = stack.enter_context((folder / _LOCK).open("w"))
         fcntl.flock(lock, fcntl.LOCK_EX)
         lock.write("held\n")  # who finds this and gets the lock finds a dead owner
@@ -101,7 +100,18 @@ def remove_dead_folders() -> None:
                 if is_old:
                     folder.rmdir()
             elif _is_free(folder / _LOCK, even_if_empty=is_old):
-                shutil.rmtree(folder)
+                _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """The lock goes last: killed on the way, what is left is still known as ours. What cannot be removed stays."""
+    with contextlib.suppress(OSError):
+        for entry in folder.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != _LOCK:
+                entry.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_free(file: Path, *, even_if_empty: bool) -> bool:

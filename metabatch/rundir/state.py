@@ -35,7 +35,7 @@ class InstanceState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunState(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole run. `next_step` is what to type."""
+    """A whole run. `next_step` is what to type; `slurm`: what Slurm said when it could not be asked."""
 
     run: str
     strategy: str
@@ -44,6 +44,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     ensemble: State
     evaluation: State
     next_step: str
+    slurm: str | None = None
 
 
 def survey(run: RunDir, jobs: Jobs | None = None) -> RunState:
@@ -62,6 +63,7 @@ def survey(run: RunDir, jobs: Jobs | None = None) -> RunState:
         ensemble=ensemble,
         evaluation=evaluation,
         next_step=_next_step(run, plan, instances, ensemble, evaluation),
+        slurm=jobs.unknown,
     )
 
 

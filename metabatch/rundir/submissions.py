@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 
 import msgspec
 
 from metabatch.rundir.layout import RunDir
+from metabatch.rundir.publish import append_line
 
 
 class SubmittedJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +39,4 @@ def read_submissions(run: RunDir) -> list[SubmittedJob]:
 
 
 def record_submission(run: RunDir, job: SubmittedJob) -> None:
-    with run.submissions.open("ab") as handle:
-        handle.write(msgspec.json.encode(job) + b"\n")
-        handle.flush()
-        os.fsync(handle.fileno())
+    append_line(run.submissions, msgspec.json.encode(job))

@@ -27,7 +27,7 @@ from metabatch.resources.signals import StopFlag
 from metabatch.resources.usage import Accounts, trim_memory
 from metabatch.rundir.fingerprint import open_plan
 from metabatch.rundir.layout import InstanceDir, RunDir, class_stems
-from metabatch.rundir.lease import holds
+from metabatch.rundir.lock import holds
 from metabatch.rundir.manifests import FeatureSet, Plan, PlannedInstance, save
 from metabatch.rundir.markers import finish_stage
 from metabatch.rundir.publish import attempt_folder

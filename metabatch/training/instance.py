@@ -33,9 +33,9 @@ from metabatch.rundir.attempts import read_attempts
 from metabatch.rundir.fingerprint import open_plan
 from metabatch.rundir.layout import InstanceDir, RunDir
 from metabatch.rundir.lease import Lease, hold, tidy
+from metabatch.rundir.lock import remove_leftovers
 from metabatch.rundir.manifests import Plan, PlannedInstance
 from metabatch.rundir.markers import check_stage, is_marked
-from metabatch.rundir.publish import remove_leftovers
 from metabatch.rundir.scratch import remove_dead_folders
 from metabatch.training.job import CHECKPOINT_SECONDS, Job, Report
 from metabatch.training.ladder import Rung, predicted_peak, rungs
@@ -175,13 +175,15 @@ def _descend(
                 predicted_peak_bytes=predicted, rung=rung.name,
             )  # fmt: skip
         needed = max(predicted, limit.bytes)
+    more = max(planned.mem_request_mb << 20, math.ceil(1.5 * needed))
+    job_may_help = limit.bytes < plan.budget.bytes
     raise BudgetError(
         f"instance {planned.index} cannot be trained within {_gb(limit.bytes)} ({limit.source}); its cheapest way "
         f"needs more than {_gb(needed)}",
         expected="see attempts.jsonl for what was tried",
         where=str(instance.root),
-        next_step=f"give the job --mem={max(planned.mem_request_mb, math.ceil(1.5 * needed / 2**20))}M, or plan again "
-        "with another --max-memory-per-instance-gb",
+        next_step=(f"give the job --mem={math.ceil(more / 2**20)}M, or " if job_may_help else "")
+        + f"plan again with --max-memory-per-instance-gb {math.ceil(more / 2**30)} or more",
     )
 
 
@@ -222,13 +224,17 @@ def _attempt(instance: InstanceDir, lease: Lease, job: Job, rung: Rung, budget: 
         lease.end("failed", None, f"{type(error).__name__}: {error}")
         raise
     remove_dead_folders()
-    if end.abandoned:
+    if not lease.is_ours():
         message = "taken over by another process, because this one was not heard of"
         lease.end("abandoned", end.peak_bytes, message)
         tidy(instance.root, instance)  # what the child wrote before it was killed, if the other one is through
         raise OwnedError(f"instance {job.index}: {message}", next_step="look with bin/status who trains it")
     instance.progress.unlink(missing_ok=True)
     remove_leftovers(instance.root)
+    if end.abandoned:
+        message = "the heartbeat could not be written, so that somebody else might have begun; nobody has"
+        lease.end("interrupted", end.peak_bytes, message)
+        raise InterruptedRunError(f"instance {job.index}: {message}", next_step="run the same command again")
     report = _report_of(end)
     peak = max(end.peak_bytes, report.measured_peak_bytes if report.outcome == "done" else 0)
     lease.end(report.outcome, peak, report.message)

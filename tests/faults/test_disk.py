@@ -74,6 +74,23 @@ def test_a_full_disk_at_every_stage_is_said_and_the_run_goes_on_when_there_is_sp
     assert leftovers(run) == []
 
 
+@pytest.mark.parametrize(("stage", "folder"), [("consolidate", "ensemble"), ("evaluate", "evaluation")])
+def test_a_stage_done_again_on_a_full_disk_keeps_what_it_made_before(
+    small_disk: Path, undisturbed: Path, stage: str, folder: str
+) -> None:
+    run = small_disk / "run"
+    shutil.copytree(undisturbed, run)
+    before = {p: p.read_bytes() for p in (run / folder).rglob("*") if p.is_file()}
+    for kb in (0, 20, 200):
+        filler = leave(small_disk, kb)
+        outcome = start(stage, "--quiet", "--force", run)
+        assert outcome.code == 3, (kb, outcome.err)
+        assert "no space left on the disk" in outcome.err
+        filler.unlink()
+        assert {p: p.read_bytes() for p in (run / folder).rglob("*") if p.is_file()} == before
+    assert "already" in succeed(stage, run).out
+
+
 def finished(run: Path) -> set[str]:
     return {str(p.parent.relative_to(run)) for p in run.rglob("done.json")}
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from metabatch.rundir.lease import LEASE_SECONDS
+from metabatch.rundir.lock import LEASE_SECONDS
 from tests.conftest import DEMO, ROOT, at_work, start, succeed, wait_for, wait_until
 
 LONG = ("--n-estimators", "5000", "--early-stopping-patience", "0")

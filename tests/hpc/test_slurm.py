@@ -13,9 +13,9 @@ import pytest
 from tests.conftest import DEMO, succeed
 from tests.hpc.conftest import Cluster, models
 
-PLAN = (
+MANY = (
     "plan --quiet --strategy multi-instance --genes-per-instance 8 --min-instances 7 --holdout-fraction 0 --n-folds 2 "
-    "--learning-rate 0.3 --early-stopping-patience 0"
+    "--learning-rate 0.3 --early-stopping-patience 0 --n-estimators 100"
 )
 SINGLE = "plan --quiet --strategy single --n-folds 2 --learning-rate 0.3 --early-stopping-patience 0 --n-estimators 150"
 
@@ -44,7 +44,7 @@ def test_the_chain_of_an_ordinary_user_ends_with_seven_of_seven_within_the_memor
     cluster: Cluster, way: str, request: pytest.FixtureRequest
 ) -> None:
     image = None if way == "natively" else request.getfixturevalue("sif")
-    run = planned(cluster, f"{PLAN} --n-estimators 20")
+    run = planned(cluster, MANY)
     plan = json.loads((run / "plan.json").read_text())
     assert len(plan["instances"]) == 7
     lines = cluster.ok(f"{cluster.house}/bin/submit --dry-run {run}").out
@@ -116,6 +116,24 @@ def test_a_job_asked_to_stop_before_its_time_limit_goes_back_into_the_queue_by_i
     assert [a["outcome"] for a in attempts(run)] == ["interrupted", "done"]
 
 
+def test_every_task_of_an_array_that_is_asked_to_stop_goes_back_into_the_queue_for_itself(cluster: Cluster) -> None:
+    """The last task's own number is that of the whole array: it must not requeue the others, nor stay away."""
+    run = planned(cluster, MANY.replace("--genes-per-instance 8 --min-instances 7", "--genes-per-instance 14"))
+    count = len(json.loads((run / "plan.json").read_text())["instances"])
+    words = f"--parsable --array=0-{count - 1} --cpus-per-task=1 --mem=500M {cluster.house}/jobs/train.sh {run}"
+    number = cluster.ok(f"sbatch {words} --checkpoint-seconds 0").out.strip()
+    tasks = [f"{number}_{i}" for i in range(count)]
+    assert count >= 3
+    for index in range(count):
+        kept = run / f"instances/{index:02d}/checkpoints"
+        cluster.wait(lambda kept=kept: bool(list(kept.glob("*.ckpt"))), f"a checkpoint of instance {index}")
+    cluster.ok(f"scancel --signal=TERM --batch {number}")
+    for index, task in enumerate(tasks):
+        cluster.wait(lambda task=task: cluster.job(task)["Restarts"] == "1", f"a requeue of {task}")
+        cluster.wait_for_state(task, {"COMPLETED"}, seconds=300)
+        assert [a["outcome"] for a in attempts(run, index)] == ["interrupted", "done"]
+
+
 def test_a_job_that_its_time_limit_cuts_off_again_and_again_gets_there(cluster: Cluster, tmp_path: Path) -> None:
     """Slurm looks twice a minute; with a limit of 2 minutes and TERM 2 minutes before, each look ends a start."""
     run, task = begun(cluster, 800, sbatch="--time=2")
@@ -170,8 +188,9 @@ def test_a_job_whose_node_went_down_goes_on_elsewhere(
 
 def test_a_task_killed_for_memory_is_reported_as_such_and_its_resubmission_asks_for_more(cluster: Cluster) -> None:
     run = planned(cluster, f"{SINGLE} 25")
-    cluster.ok(f"{cluster.house}/bin/submit --quiet --sbatch '--mem=20M' {run}")
+    cluster.ok(f"{cluster.house}/bin/submit --quiet --sbatch --hold {run}")
     train = jobs_of(run)["train"]
+    cluster.ok(f"scontrol update JobId={train} MinMemoryNode=20; scontrol release {train}")
     cluster.wait_for_state(f"{train}_0", {"OUT_OF_MEMORY"})
     found = state(cluster, run)["instances"][0]  # type: ignore[index]
     assert found["state"] == "failed"

@@ -14,6 +14,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from metabatch.rundir.lock import hold_folder
 from tests.conftest import (
     DEMO,
     QUICK,
@@ -246,6 +247,30 @@ def test_run_all_stops_its_stage_and_both_say_75(tmp_path: Path) -> None:
     assert process.wait(60) == 75
     assert not (run / "instances" / "00" / "lease.json").exists()  # the stage ended in order
     assert succeed("status", "--json", run).json["instances"][0]["state"] == "interrupted"
+
+
+def catches(process: subprocess.Popen[bytes], number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal (the kernel's word)."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return bool(int(status.split("SigCgt:")[1].split()[0], 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("command", "folder"),
+    [("plan", ""), ("train-instance", "instances/00"), ("consolidate", "ensemble"), ("evaluate", "evaluation")],
+)
+def test_a_stage_that_still_waits_for_its_folder_stops_with_75(
+    trained: Path, copy_of: Callable[[Path], Path], command: str, folder: str, number: signal.Signals
+) -> None:
+    run = copy_of(trained)
+    words = ["plan", "--force", DEMO, run] if command == "plan" else [command, "--force", run]
+    with hold_folder(run / folder):
+        process = at_work(*words, *(["0"] if command == "train-instance" else []))
+        wait_until(lambda: catches(process, number), "a handler")
+        process.send_signal(number)
+        assert process.wait(60) == 75
+    assert (run / "evaluation/report.html").exists()
 
 
 def test_a_plan_is_not_replaced_under_a_training_at_work(tmp_path: Path) -> None:

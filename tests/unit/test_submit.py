@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,9 +52,9 @@ def test_every_instance_is_in_one_array_of_its_memory_whose_task_numbers_the_sit
         assert all(0 <= i - array.first < limit for i in array.instances)
 
 
-@pytest.fixture
-def planned(tmp_path: Path) -> Path:
-    run = tmp_path / "a run"  # with a blank, as people have them
+@pytest.fixture(scope="module")
+def plan_of_seven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("planned") / "run"
     succeed(
         "plan", "--quiet", "--strategy", "multi-instance", "--genes-per-instance", "8", "--min-instances", "7",
         "--holdout-fraction", "0", "--n-folds", "2", "--n-estimators", "5", DEMO, run,
@@ -60,18 +62,32 @@ def planned(tmp_path: Path) -> Path:
     return run
 
 
-def a_site(folder: Path, max_array: int = 1001, refuse: str = "") -> dict[str, str]:
-    """Commands that answer as Slurm's do; sbatch writes down what it was asked and refuses scripts named `refuse`."""
-    folder.mkdir()
+@pytest.fixture
+def planned(plan_of_seven: Path, tmp_path: Path) -> Path:
+    """A run of seven instances, its name with a blank, as people have them."""
+    return Path(shutil.copytree(plan_of_seven, tmp_path / "a run"))
+
+
+def a_site(
+    folder: Path, max_array: int = 1001, refuse: str = "", states: dict[str, str] | None = None, deaf: bool = False
+) -> dict[str, str]:
+    """Commands that answer as Slurm's do; sbatch writes down what it was asked and refuses scripts named `refuse`.
+
+    `states`: of jobs (``101``, ``101_4``) that are not PENDING; `deaf`: the controller does not answer squeue.
+    """
+    folder.mkdir(exist_ok=True)
+    known = "".join(f"{job}) echo {state} ;; " for job, state in (states or {}).items())
     sbatch = f"""#!/bin/sh
 case " $* " in *"/{refuse or "-"}.sh "*) echo "sbatch: error: no such partition" >&2; exit 1 ;; esac
 printf '%s\\n' "$@" >> {folder}/asked; echo >> {folder}/asked
 n=$(($(cat {folder}/number 2>/dev/null || echo 100) + 1)); echo $n > {folder}/number; echo "$n;cluster"
 """
     squeue = f"""#!/bin/sh
+{"echo 'slurm_load_jobs error: Socket timed out on send/recv operation' >&2; exit 1" if deaf else ""}
+state() {{ case $1 in {known} *) echo PENDING ;; esac; }}
 for job in $(seq 101 "$(cat {folder}/number 2>/dev/null || echo 100)"); do
-  for task in $(seq 0 6); do echo "$job|$task|PENDING|Priority|"; done
-  echo "$job|N/A|PENDING|Dependency|"
+  for task in $(seq 0 6); do echo "$job|$task|$(state "${{job}}_$task")|Priority|"; done
+  echo "$job|N/A|$(state "$job")|Dependency|"
 done
 """
     scontrol = f"#!/bin/sh\necho 'MaxArraySize            = {max_array}'\n"
@@ -131,6 +147,93 @@ def test_a_job_that_slurm_refuses_is_said_in_its_words_and_those_before_stay_on_
     assert "--dependency=afterok:" + ":".join(f"101_{i}" for i in range(7)) in consolidate
 
 
+def ended(run: Path, index: int, job: str | None, outcome: str = "interrupted", limit_mb: int = 400) -> None:
+    """An attempt on record, as train-instance leaves it."""
+    folder = run / f"instances/{index:02d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    made = json.loads((run / "plan.json").read_text())
+    record = {
+        "attempt": 1, "started": "2099-01-01T00:00:00+00:00", "ended": "2099-01-01T00:00:00+00:00", "outcome": outcome,
+        "plan": made["fingerprint"], "rung": "in-memory", "host": "n1", "slurm_job_id": job,
+        "predicted_peak_bytes": 1 << 28, "limit_bytes": limit_mb << 20, "measured_peak_bytes": 1 << 28,
+    }  # fmt: skip
+    with (folder / "attempts.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def memory_of(job: list[str]) -> int:
+    """MiB that a job asked for."""
+    return int(next(w for w in job if w.startswith("--mem="))[6:-1])
+
+
+def test_after_a_kill_for_memory_half_as_much_again_is_asked_for(planned: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    succeed("submit", "--quiet", planned, env=a_site(site))
+    killed = {f"101_{i}": "COMPLETED" for i in range(7)} | {"101_2": "OUT_OF_MEMORY", "102": "OUT_OF_MEMORY"}
+    env = a_site(site, states=killed | {"103": "CANCELLED"})
+    instances = succeed("status", "--json", planned, env=env).json["instances"]
+    assert instances[2]["state"] == "failed"
+    assert "killed by Slurm for memory (job 101_2 OUT_OF_MEMORY)" in instances[2]["detail"]
+    train, consolidate, evaluate = (memory_of(job) for job in asked(site))
+    ended(planned, 4, None, "out-of-memory", limit_mb=1000)
+    ended(planned, 4, None, "interrupted", limit_mb=1500)  # more was given then; it is asked for again
+    succeed("submit", "--quiet", planned, env=env)
+    again = [job for job in asked(site)[3:] if "--array=2" in job or "--array=4" in job]
+    assert [memory_of(job) for job in again] == [math.ceil(train * 1.5), 1500]
+    assert [memory_of(job) for job in asked(site)[-2:]] == [math.ceil(consolidate * 1.5), evaluate]
+
+
+def test_a_job_that_waits_is_seen_whoever_worked_on_the_instance_since(planned: Path, tmp_path: Path) -> None:
+    """By hand; in a session's job that still runs (555); in an earlier array."""
+    site = tmp_path / "site"
+    env = a_site(site)
+    succeed("submit", "--quiet", planned, env=env)
+    for index, job in enumerate((None, "555", "99_2")):
+        ended(planned, index, job)
+    assert "nothing to submit" in succeed("submit", planned, env=env).out
+    assert len(asked(site)) == 3
+
+
+def test_a_session_in_which_somebody_tried_an_instance_is_not_its_job(planned: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    env = a_site(site)
+    (site / "number").write_text("101")
+    ended(planned, 0, "101")  # a job of Slurm's, at work or waiting, but not one for this instance
+    succeed("submit", "--quiet", planned, env=env)
+    assert "--array=0-6" in asked(site)[0]
+
+
+def test_without_an_answer_from_slurm_nothing_is_submitted_twice(planned: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    succeed("submit", "--quiet", planned, env=a_site(site))
+    env = a_site(site, deaf=True)
+    outcome = start("submit", planned, env=env)
+    assert outcome.code == 3
+    assert "Slurm cannot be asked" in outcome.err
+    assert "Socket timed out" in outcome.err
+    assert len(asked(site)) == 3
+    assert "its jobs are not known: slurm_load_jobs error" in succeed("status", planned, env=env).out
+
+
+def test_a_plan_is_not_replaced_while_its_jobs_are_in_the_queue(planned: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    env = a_site(site)
+    succeed("submit", "--quiet", planned, env=env)
+    before = (planned / "plan.json").read_bytes()
+    outcome = start("plan", "--quiet", "--force", DEMO, planned, env=env)
+    assert outcome.code == 5
+    assert "scancel 101 102 103" in outcome.err
+    assert (planned / "plan.json").read_bytes() == before
+
+
+def test_a_record_after_one_that_was_cut_short_is_read(planned: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    (planned / "submissions.jsonl").write_text('{"submitted": "2026-')
+    env = a_site(site)
+    succeed("submit", "--quiet", planned, env=env)
+    assert "nothing to submit" in succeed("submit", planned, env=env).out
+
+
 def test_a_dry_run_prints_the_lines_and_leaves_no_trace(planned: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     env = a_site(site)
@@ -147,6 +250,8 @@ def test_a_dry_run_prints_the_lines_and_leaves_no_trace(planned: Path, tmp_path:
     [
         (("--throttle", "0"), "--throttle 0 cannot be used"),
         (("--sbatch", "--array=0-3"), "submit sets this itself"),
+        (("--sbatch", "--mem=20M"), "submit sets this itself"),
+        (("--sbatch", "-M other"), "other clusters"),
         (("--sbatch", "--comment='x"), "--sbatch cannot be read"),
         (("--checkpoint-seconds", "often"), "--checkpoint-seconds"),
     ],
