@@ -62,6 +62,8 @@ CASES = [
     Case("floats", "external", 400, 200, row_group=65_536),
     Case("counts", "single", 5000, 4, words=FOLDS),
     Case("counts", "external", 5000, 4, words=FOLDS),
+    Case("counts", "external", 5000, 20, words=NO_FOLDS),
+    Case("counts", "external", 500, 300, zeros=0.9, row_group=1_000),
     Case("reference", "single", 300, 1167),
     Case("reference", "single", 1000, 1167),
     Case("reference", "single", 1000, 1167, words=(*NO_FOLDS, "--max-depth", "9")),

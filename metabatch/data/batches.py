@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,6 +91,22 @@ class Reader:
         for batches in itertools.batched(parquet.iter_batches(rows, row_groups=[group], columns=columns), together):
             yield pa.Table.from_batches(batches)
             del batches  # before the next ones are decoded
+
+
+def joined(sizes: Iterable[int], rows_at_once: int = WHOLE_GROUP_ROWS) -> list[tuple[int, ...]]:
+    """Which tables of a reader make a batch of the matrix together, by their rows.
+
+    Every batch becomes a page of external memory, and each page costs memory (a block a node of the tree) and time:
+    tables are put together as long as they have no more than `JOINED_ROWS` rows, nor more than `rows_at_once`.
+    """
+    batches: list[tuple[int, ...]] = []
+    held: list[int] = []
+    for size in sizes:
+        if held and sum(held) + size > min(JOINED_ROWS, rows_at_once):
+            batches.append(tuple(held))
+            held = []
+        held.append(size)
+    return [*batches, tuple(held)] if held else batches
 
 
 def ahead[T](source: Iterator[T]) -> Iterator[T]:

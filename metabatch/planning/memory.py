@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from metabatch.data.batches import joined
 from metabatch.data.layout import cell_bytes
 from metabatch.data.shards import READ_BUFFER, open_parquet
 from metabatch.options import Options
@@ -42,13 +43,15 @@ XGBOOST_ROW_BYTES = 12
 
 @dataclass(frozen=True)
 class GroupSize:
-    """Reading the largest row group: bytes held beside the decoded rows, and rows decoded at once (with small batches).
+    """Reading row groups: bytes held beside the decoded rows of one, rows of the largest batch, and of the average one.
 
+    small_rows : rows decoded at once with small batches.
     large : file and row group that take most, among those that are not decoded whole.
     """
 
     bytes: int
     rows: int
+    page_rows: int
     small_rows: int
     large: tuple[str, int] | None = None
 
@@ -79,6 +82,7 @@ def memory_law(
         scoring_row_bytes=SCORING_ROW_BYTES + (SCORE_BYTES + CALIBRATED_BYTES) * classes if options.n_folds else 0,
         group_bytes=group.bytes if probe is None else _reading(group, probe, sum(widths)),
         group_rows=group.rows,
+        page_rows=group.page_rows,
         small_group_rows=group.small_rows,
         row_width=sum(widths),
         node_bytes=round(sum(features.bins) * HISTOGRAM_BYTES_PER_BIN),
@@ -121,7 +125,8 @@ def largest_group(files: Sequence[Path], features: FeatureSet) -> GroupSize:
     Of one that is decoded whole, its compressed bytes; of a larger one, a page and a buffer of every column.
     """
     names = {f.name for f in features.features}
-    held = rows = small = most = 0
+    held, small, most = 0, PIECE_ROWS, 0
+    tables: list[int] = []
     large = None
     for file in files:
         with open_parquet(file) as parquet:
@@ -130,11 +135,14 @@ def largest_group(files: Sequence[Path], features: FeatureSet) -> GroupSize:
                 group = parquet.metadata.row_group(i)
                 columns = [group.column(c) for c in chosen]
                 if group.num_rows <= WHOLE_GROUP_ROWS:
-                    rows, small = max(rows, group.num_rows), max(small, group.num_rows)
+                    tables.append(group.num_rows)
+                    small = max(small, group.num_rows)
                     held = max(held, sum(c.total_compressed_size for c in columns))
                 else:
-                    rows, small = max(rows, JOINED_ROWS), max(small, PIECE_ROWS)
+                    whole, rest = divmod(group.num_rows, JOINED_ROWS)
+                    tables += [JOINED_ROWS] * whole + [rest] * (rest > 0)
                     pages = sum(min(c.total_uncompressed_size, PAGE_BYTES) + READ_BUFFER for c in columns)
                     if pages > most:
                         most, large = pages, (str(file), i)
-    return GroupSize(max(held, most), rows, small, large)
+    batches = [sum(batch) for batch in joined(tables)] or [0]
+    return GroupSize(max(held, most), max(batches), max(1, sum(batches) // len(batches)), small, large)

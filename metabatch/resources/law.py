@@ -1,12 +1,14 @@
 """The memory law of a data set: what an instance will need, from rows, features and the data's own density.
 
     in memory: peak = baseline + max(matrix + max(rows x b + batch, rows x c + histograms), rows x s)
-    external:  peak = baseline + max(pages + rows x b + batch, rows x c + histograms, rows x s)
+    external:  peak = baseline + max(pages + rows x b + batch, rows x c + histograms + blocks, rows x s)
 
 Building the matrix (b, a batch) and growing trees (c, histograms) do not overlap, so the larger counts; calibration
 and metrics (s) come when the matrix is gone. The pages of external memory are anonymous memory only until they are
-written. `plan` makes the law (metabatch.planning.memory), stores it in plan.json, and predicts by it;
-`train-instance` holds its rungs against it.
+written; but XGBoost sorts the rows of each page into nodes by blocks of its own, one a node and 2,048 rows
+(src/tree/hist, PartitionBuilder), and keeps them: many small pages take more than few large ones. `plan` makes the
+law (metabatch.planning.memory), stores it in plan.json, and predicts by it; `train-instance` holds its rungs
+against it.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ import msgspec
 # piece by piece. A small batch has as many rows as such a piece; others join several, because every page of external
 # memory costs some milliseconds a tree and level.
 WHOLE_GROUP_ROWS, PIECE_ROWS, JOINED_ROWS = 32_768, 4_096, 16_384
+# Of 32 KiB that a block has so much was touched at most, with pages of 4,096 to 32,768 rows and trees of depth 3 to 8
+# (benchmarks/partition_blocks.py); in memory, a single page, blocks take 16 bytes a row, which row_bytes has.
+BLOCK_ROWS, BLOCK_BYTES, BLOCK_ROW_BYTES = 2_048, 20 << 10, 16
 
 
 class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -34,8 +39,10 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     fixed_bytes, fixed_anonymous_bytes : int
         Interpreter and libraries; the latter without the mapped library files.
     group_bytes, group_rows, small_group_rows : int
-        Reading the largest row group: what is held beside the decoded rows, and the rows decoded at once; those with
-        small batches, which hold fewer rows of a group that is read piece by piece.
+        Reading: what is held beside the decoded rows of the largest row group, and the rows of the largest batch;
+        with small batches those decoded at once, which are fewer of a group that is read piece by piece.
+    page_rows : int
+        Rows of a batch on average: a page of external memory.
     row_width : float
         A row in the types of the features.
     node_bytes : int
@@ -53,6 +60,7 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     group_bytes: int
     group_rows: int
     small_group_rows: int
+    page_rows: int
     row_width: float
     node_bytes: int
     max_depth: int
@@ -75,7 +83,8 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         pages = 2 * self.matrix_bytes(min(part, batch_rows, self._held_rows(batch_rows)))  # written, and the next one
         # Parts that are through keep their labels and scores: about a third of what scoring takes.
         held = (rows - part) * self.scoring_row_bytes / 3
-        growth = max(held + self._growth(part, batch_rows, 0, pages), rows * self.scoring_row_bytes)
+        blocks = self._block_bytes(part, min(batch_rows, self.page_rows))
+        growth = max(held + self._growth(part, batch_rows, 0, pages, blocks), rows * self.scoring_row_bytes)
         return round(self.fixed_anonymous_bytes + growth)
 
     def matrix_bytes(self, rows: int) -> float:
@@ -88,7 +97,8 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     def batch_rows(self, rows: int, budget: int) -> int:
         """Rows of a batch with which external memory fits `budget`, if any does: row groups whole, or small ones."""
-        return WHOLE_GROUP_ROWS if self.external(rows) <= budget else PIECE_ROWS
+        small_is_less = self.external(rows, PIECE_ROWS) < self.external(rows)
+        return PIECE_ROWS if self.external(rows) > budget and small_is_less else WHOLE_GROUP_ROWS
 
     def rows_that_fit(self, budget: int) -> int:
         """The most rows an in-memory instance may have within `budget` bytes; 0 when none."""
@@ -121,12 +131,18 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         """Rows of the largest row group that are decoded at once."""
         return self.group_rows if batch_rows >= WHOLE_GROUP_ROWS else self.small_group_rows
 
-    def _growth(self, rows: int, batch_rows: int, matrix: float, pages: float) -> float:
-        """`matrix`: held throughout; `pages`: held while they are built."""
+    def _block_bytes(self, rows: int, page_rows: int) -> float:
+        """What the blocks of many pages take more than those of one."""
+        nodes = min(2 ** (self.max_depth - 1), max(1, page_rows // 16))
+        blocks = rows / page_rows * (nodes + page_rows / BLOCK_ROWS)
+        return max(0.0, blocks * BLOCK_BYTES - rows * BLOCK_ROW_BYTES)
+
+    def _growth(self, rows: int, batch_rows: int, matrix: float, pages: float, blocks: float = 0.0) -> float:
+        """`matrix`: held throughout; `pages`: held while they are built; `blocks`: while trees grow."""
         # A tree of depth d has at most 2^d leaves, and no more nodes than a few rows each allow.
         nodes = min(2**self.max_depth, max(1, rows // 16))
         decoded = min(self._held_rows(batch_rows), rows)
         batch = self.group_bytes + (decoded + min(batch_rows, decoded)) * self.row_width  # as read, and as handed on
         building = pages + rows * self.building_row_bytes + batch
-        training = rows * self.row_bytes + nodes * self.node_bytes
+        training = rows * self.row_bytes + nodes * self.node_bytes + blocks
         return max(matrix + max(building, training), rows * self.scoring_row_bytes)

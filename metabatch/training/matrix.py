@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import polars as pl
 import pyarrow as pa
 import xgboost as xgb
 
-from metabatch.data.batches import Piece, Reader, RowCount, as_numpy, as_text
+from metabatch.data.batches import Piece, Reader, RowCount, as_numpy, as_text, joined
 from metabatch.data.cuts import reference_rows
 from metabatch.data.preprocess import Preprocessor
 from metabatch.errors import InputError
@@ -37,14 +38,14 @@ class Rows:
     gene, label : unsigned integers, shape (n,): codes into `genes` and the classes.
     weight : float32, shape (n,); ones (that take no memory) when there is no weight column.
     genes : list of str, sorted.
-    batches : list of int; rows of each batch in which they were read.
+    batches : list of tuples of int; rows of the tables that make each batch of the matrix, as they were read.
     """
 
     gene: np.ndarray
     label: np.ndarray
     weight: np.ndarray
     genes: list[str]
-    batches: list[int]
+    batches: list[tuple[int, ...]]
 
     def __len__(self) -> int:
         return len(self.gene)
@@ -82,7 +83,7 @@ def read_rows(
         label=np.concatenate(labels),
         weight=np.concatenate(weights) if weights else np.broadcast_to(np.float32(1), len(gene_codes)),
         genes=[genes[i] for i in present],
-        batches=[len(part) for part in found],
+        batches=joined((len(part) for part in found), batch_rows),
     )
 
 
@@ -200,9 +201,17 @@ def decoded_passes(*, external: bool, missing: bool) -> int:
     return (2 if external else 3) - len(shape_passes(external=external, missing=missing))
 
 
+def _as_one(tables: list[pa.Table]) -> pa.Table:
+    """Tables in one, its columns contiguous; the list is emptied, so that the caller holds none of them."""
+    whole = tables[0] if len(tables) == 1 else pa.concat_tables(tables).combine_chunks()
+    tables.clear()
+    return whole
+
+
 @contextlib.contextmanager
 def build_matrix(
-    pieces: Sequence[Piece], prepare: Preprocessor, cuts: Sequence[np.ndarray], columns: Columns, sizes: Sequence[int],
+    pieces: Sequence[Piece], prepare: Preprocessor, cuts: Sequence[np.ndarray], columns: Columns,
+    sizes: Sequence[tuple[int, ...]],
     *, missing: bool, max_bin: int, threads: int, where: str, count: RowCount, on_batch: Callable[[int], None],
     batch_rows: int, page_bytes: int | None = None,
 ) -> Iterator[xgb.QuantileDMatrix | xgb.ExtMemQuantileDMatrix]:  # fmt: skip
@@ -214,8 +223,8 @@ def build_matrix(
         Row groups to read, in order.
     cuts : sequence of ndarray
         Smallest value of each bin, per feature.
-    sizes : sequence of int
-        Rows of each batch, as `read_rows` met them.
+    sizes : sequence of tuples of int
+        Rows of the tables of each batch, as `read_rows` met them.
     missing : bool
         Whether the matrix has missing cells.
     where : str
@@ -232,16 +241,21 @@ def build_matrix(
     """
     features = [f.name for f in prepare.features]
 
-    def batches() -> Iterator[Batch]:
+    def tables() -> Iterator[pa.Table]:
         for table in Reader(pieces, features, columns.group, batch_rows, count=count):
-            rows, batch = table.num_rows, prepare.transform(table, where=where)
+            made = prepare.transform(table, where=where)
             del table  # neither may be held while the next one is decoded
-            yield batch
-            del batch
-            on_batch(rows)
+            yield made
+            del made
+
+    def batches() -> Iterator[Batch]:
+        source = tables()
+        for size in sizes:
+            yield _as_one(list(itertools.islice(source, len(size))))
+            on_batch(sum(size))
 
     def blank() -> Iterator[Batch]:
-        return blank_batches(sizes, prepare.matrix_names, missing=missing)
+        return blank_batches([sum(size) for size in sizes], prepare.matrix_names, missing=missing)
 
     with contextlib.ExitStack() as stack:
         external = page_bytes is not None

@@ -154,7 +154,7 @@ class _Probe:
         matrix = self._matrix([table])
         label = label_codes(table, self.columns)
         weight = np.ones(len(label), dtype=np.float32)
-        rows = Rows(np.zeros(len(label), np.int32), label, weight, ["probe"], [len(label)])
+        rows = Rows(np.zeros(len(label), np.int32), label, weight, ["probe"], [(len(label),)])
         params = booster_params(options, request.booster, request.threads, 0)
         if options.n_folds:
             held_out = np.arange(len(label)) % 2 == 0

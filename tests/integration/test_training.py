@@ -141,6 +141,24 @@ def wide(tmp_path: Path) -> Path:
     return tmp_path / "wide"
 
 
+def test_tables_in_small_row_groups_make_few_pages_and_the_same_model(tmp_path: Path) -> None:
+    frame = small_table(genes=40, rows=500)  # 20,000 rows
+    models, pages = [], []
+    for row_group, strategy in ((20_000, "single"), (100, "external"), (9_000, "external")):
+        data = write_table(tmp_path / f"data-{row_group}", frame, shards=1, row_group=row_group)
+        run = tmp_path / f"run-{row_group}"
+        succeed("plan", "--quiet", "--strategy", strategy, "--holdout-fraction", "0", *QUICK, data, run)
+        succeed("train-instance", "--quiet", run, "0")
+        models.append(model_bytes(run))
+        plan = open_plan(RunDir(run))
+        pieces = pieces_for(read_segments(RunDir(run)), instance_genes(RunDir(run), 0), sorted(data.glob("*.parquet")))
+        rows = read_rows(pieces, instance_genes(RunDir(run), 0), plan.columns, RowCount(), 32_768)
+        pages.append([sum(batch) for batch in rows.batches])
+        assert plan.memory_law.page_rows == sum(pages[-1]) // len(pages[-1])
+    assert models[0] == models[1] == models[2]
+    assert pages == [[20_000], [16_300, 3_700], [9_000, 11_000]]
+
+
 def test_folds_cost_no_memory(tmp_path: Path, wide: Path) -> None:
     peaks = []
     for name, words in (("none", ("--n-folds", "0", "--calibration", "none")), ("five", ("--n-folds", "5"))):
