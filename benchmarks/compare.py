@@ -15,6 +15,7 @@ import datetime as dt
 import importlib.metadata
 import platform
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -80,9 +81,12 @@ def main() -> None:
         kept = given.data or place / "tables"
 
         def table(genes: int) -> Path:
-            if not (kept / str(genes)).exists():
-                make_table(kept / str(genes), genes, REFERENCE_FEATURES, psutil.cpu_count() or 1, 1)
-            return kept / str(genes)
+            folder, begun = kept / str(genes), kept / f"{genes}.being-made"
+            if not folder.exists():  # one that was cut off must not be taken for a whole one
+                shutil.rmtree(begun, ignore_errors=True)
+                make_table(begun, genes, REFERENCE_FEATURES, psutil.cpu_count() or 1, 1)
+                begun.rename(folder)
+            return folder
 
         sections: dict[str, Callable[[], Iterable[str]]] = {
             "law": law_table,

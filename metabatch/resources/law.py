@@ -21,9 +21,10 @@ import msgspec
 # piece by piece. A small batch has as many rows as such a piece; others join several, because every page of external
 # memory costs some milliseconds a tree and level.
 WHOLE_GROUP_ROWS, PIECE_ROWS, JOINED_ROWS = 32_768, 4_096, 16_384
-# Of 32 KiB that a block has so much was touched at most, with pages of 4,096 to 32,768 rows and trees of depth 3 to 8
-# (benchmarks/partition_blocks.py); in memory, a single page, blocks take 16 bytes a row, which row_bytes has.
-BLOCK_ROWS, BLOCK_BYTES, BLOCK_ROW_BYTES = 2_048, 20 << 10, 16
+# Of the 32 KiB of a block so much is touched, with pages of 8,192 to 32,768 rows, trees of depth 6 and nodes of equal
+# size (benchmarks/partition_blocks.py: 14 to 20 KiB); in memory, a single page, blocks take 16 bytes a row, which
+# row_bytes has.
+BLOCK_ROWS, BLOCK_BYTES, BLOCK_ROW_BYTES = 2_048, 18 << 10, 16
 
 
 class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
