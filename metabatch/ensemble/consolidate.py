@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from shlex import quote
 
 import msgspec
@@ -51,8 +52,7 @@ def consolidate(run: RunDir, *, force: bool = False) -> ConsolidateResult:
     with hold_folder(run.ensemble), attempt_folder(run.ensemble) as folder:
         bundle = _bundle(run, plan)
         for index in dones:
-            target = member_folder(folder, index)
-            shutil.copytree(run.instance(index).root / "model", target)
+            _copy(run.instance(index).root / "model", member_folder(folder, index))
         save(folder / BUNDLE_FILE, bundle)
         ledger = pl.concat(
             pl.DataFrame({"gene_id": list(d.ledger or ()), "instance": i}).cast({"instance": pl.Int32})
@@ -65,6 +65,14 @@ def consolidate(run: RunDir, *, force: bool = False) -> ConsolidateResult:
         genes = ledger["gene_id"].n_unique()
         finish_stage(folder, run.ensemble, stage="consolidate", fingerprint=plan.fingerprint, inputs=inputs)
     return ConsolidateResult(len(dones), genes, already=False)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """All files below `source`; unlike shutil.copytree's, an error says what was wrong (a full disk, say)."""
+    for file in sorted(p for p in source.rglob("*") if p.is_file()):
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)
 
 
 def instance_markers(run: RunDir, plan: Plan) -> dict[str, str]:
