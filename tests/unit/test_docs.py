@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from metabatch.commands._options import SECTIONS
-from metabatch.options import flag
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -26,10 +23,10 @@ def test_files_and_options_named_in_documents_exist(document: str) -> None:
         assert (ROOT / document).parent.joinpath(path).exists(), path
     for command in re.findall(r"`?bin/([a-z-]+)", text):
         assert (ROOT / "bin" / command).exists(), command
-    known = {flag(f) for fields in SECTIONS.values() for f in fields} | {
-        "--demo", "--force", "--json", "--quiet", "--verbose", "--fill-missing-kmers", "--help",
-        "--array", "--mem", "--signal", "--requeue", "--open-mode", "--build-arg", "--rm",
-    }  # fmt: skip
+    ours = set(re.findall(r"^ +(?:-h )?(--[a-z-]+)", (ROOT / "docs/cli.md").read_text(), re.MULTILINE))
+    slurms = {"--array", "--mem", "--partition", "--time", "--signal", "--requeue", "--open-mode"}
+    containers = {"--build-arg", "--rm", "--network", "--read-only", "--tmpfs", "--user"}
+    known = ours | slurms | containers
     for option in re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", text):
         assert option in known, f"{document} names {option}"
 
