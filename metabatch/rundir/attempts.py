@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import msgspec
 
 from metabatch.rundir.layout import InstanceDir
-from metabatch.rundir.publish import append_line
+from metabatch.rundir.records import add_record, read_records
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,15 +33,9 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_attempts(instance: InstanceDir) -> list[Attempt]:
-    """All attempts on record, oldest first; a line cut short by a kill is left out."""
-    if not instance.attempts.is_file():
-        return []
-    found = []
-    for line in instance.attempts.read_bytes().splitlines():
-        with contextlib.suppress(msgspec.MsgspecError):
-            found.append(msgspec.json.decode(line, type=Attempt))
-    return found
+    """All attempts on record, oldest first."""
+    return read_records(instance.attempts, Attempt)
 
 
 def record_attempt(instance: InstanceDir, attempt: Attempt) -> None:
-    append_line(instance.attempts, msgspec.json.encode(attempt))
+    add_record(instance.attempts, attempt)

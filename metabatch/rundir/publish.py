@@ -66,17 +66,6 @@ def prepared(path: Path, pieces: Iterable[bytes | bytearray | memoryview]) -> It
     fsync_path(path.parent)
 
 
-def append_line(path: Path, line: bytes) -> None:
-    """Add a line to a file of records and flush it to disk; one that was cut short before stays a line of its own."""
-    with named(path), path.open("ab+") as handle:
-        if handle.tell():
-            handle.seek(-1, os.SEEK_END)
-            line = line if handle.read(1) == b"\n" else b"\n" + line
-        handle.write(line + b"\n")
-        handle.flush()
-        os.fsync(handle.fileno())
-
-
 @contextlib.contextmanager
 def named(path: Path) -> Iterator[None]:
     """The system names no file when a write fails: say which one it was."""

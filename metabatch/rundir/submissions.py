@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import msgspec
 
 from metabatch.rundir.layout import RunDir
-from metabatch.rundir.publish import append_line
+from metabatch.rundir.records import add_record, read_records
 
 
 class SubmittedJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,15 +26,9 @@ class SubmittedJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_submissions(run: RunDir) -> list[SubmittedJob]:
-    """All jobs on record, oldest first; a line cut short by a kill is left out."""
-    if not run.submissions.is_file():
-        return []
-    found = []
-    for line in run.submissions.read_bytes().splitlines():
-        with contextlib.suppress(msgspec.MsgspecError):
-            found.append(msgspec.json.decode(line, type=SubmittedJob))
-    return found
+    """All jobs on record, oldest first."""
+    return read_records(run.submissions, SubmittedJob)
 
 
 def record_submission(run: RunDir, job: SubmittedJob) -> None:
-    append_line(run.submissions, msgspec.json.encode(job))
+    add_record(run.submissions, job)
