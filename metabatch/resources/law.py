@@ -21,8 +21,8 @@ import msgspec
 # piece by piece. A small batch has as many rows as such a piece; others join several, because every page of external
 # memory costs some milliseconds a tree and level.
 WHOLE_GROUP_ROWS, PIECE_ROWS, JOINED_ROWS = 32_768, 4_096, 16_384
-# Of the 32 KiB of a block so much is touched: fitted to what 9,280 genes took (benchmarks/RESULTS.md, growth), at depth 6
-# and 16,384 rows a page. In memory, a single page, blocks take 16 bytes a row, which row_bytes has.
+# Of the 32 KiB of a block so much is touched: fitted to what 9,280 genes took (benchmarks/RESULTS.md, growth), at depth
+# 6 and 16,384 rows a page. In memory, a single page, blocks take 16 bytes a row, which row_bytes has.
 BLOCK_ROWS, BLOCK_BYTES, BLOCK_ROW_BYTES = 2_048, 18 << 10, 16
 
 
