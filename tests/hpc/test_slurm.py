@@ -136,12 +136,12 @@ def test_every_task_of_an_array_that_is_asked_to_stop_goes_back_into_the_queue_f
 
 def test_a_job_that_its_time_limit_cuts_off_again_and_again_gets_there(cluster: Cluster, tmp_path: Path) -> None:
     """Slurm looks twice a minute; with a limit of 2 minutes and TERM 75 s before, it stops it after 15 to 45 s."""
-    run, task = begun(cluster, 800, sbatch="--time=2 --signal=B:TERM@75")
+    run, task = begun(cluster, 400, sbatch="--time=2 --signal=B:TERM@75")
     cluster.wait(lambda: int(cluster.job(task)["Restarts"]) >= 1, "a requeue")
     assert attempts(run)[0]["outcome"] == "interrupted"
     assert "metabatch: back into the queue" in (cluster.place / f"metabatch-train-{task}.log").read_text()
     cluster.wait_for_state(task, {"COMPLETED"}, seconds=400)
-    finish(cluster, run, task, without_a_cluster(tmp_path / "run", 800))
+    finish(cluster, run, task, without_a_cluster(tmp_path / "run", 400))
 
 
 def test_a_requeued_job_goes_on(cluster: Cluster, at_work: tuple[Path, str], undisturbed: dict[str, str]) -> None:
@@ -187,15 +187,31 @@ def test_a_job_whose_node_went_down_goes_on_elsewhere(
     assert [a["outcome"] for a in attempts(run)] == ["killed", "done"]
 
 
+def shrink(job: str, size: int) -> bool:
+    """Lower the kernel's limit of a running job (cgroup v1 or v2) below what it needs; whether it was there."""
+    folders = Path("/sys/fs/cgroup").glob(f"**/*job_{job}")
+    places = [f for d in folders for f in (d / "memory.limit_in_bytes", d / "memory.max") if f.exists()]
+    for file in places:
+        file.write_text(str(size))
+    return bool(places)
+
+
 def test_a_task_killed_for_memory_is_reported_as_such_and_its_resubmission_asks_for_more(cluster: Cluster) -> None:
+    """The job finds the memory it asked for, and its cgroup then gives it less than the trainer needs.
+
+    The trainer is a step of the job: Slurm notes what was killed in its log, and the job as a whole as failed.
+    """
     run = planned(cluster, f"{SINGLE} 25")
-    cluster.ok(f"{cluster.house}/bin/submit --quiet --sbatch --hold {run}")
+    cluster.ok(f"{cluster.house}/bin/submit --quiet {run}")
     train = jobs_of(run)["train"]
-    cluster.ok(f"scontrol update JobId={train} MinMemoryNode=20; scontrol release {train}")
-    cluster.wait_for_state(f"{train}_0", {"OUT_OF_MEMORY"})
+    cluster.wait((run / "instances/00/lease.json").exists, "the owner of the instance")
+    assert shrink(cluster.job(f"{train}_0")["JobId"], 80 << 20)
+    cluster.wait_for_state(f"{train}_0", {"OUT_OF_MEMORY", "FAILED"})
+    assert "oom-kill event(s)" in (run / f"logs/train-{train}_0.log").read_text()
     found = state(cluster, run)["instances"][0]  # type: ignore[index]
     assert found["state"] == "failed"
-    assert "killed by Slurm for memory" in found["detail"]
+    assert "killed by the kernel's OOM killer" in found["detail"]
+    assert {a["outcome"] for a in attempts(run)} == {"out-of-memory"}
     said = cluster.ok(f"{cluster.house}/bin/submit --quiet {run}").out
     memory = json.loads((run / "plan.json").read_text())["instances"][0]["mem_request_mb"]
     assert f"--mem={-(-memory * 3 // 2)}M" in said
