@@ -30,12 +30,14 @@ _NETWORK = {"nfs", "nfs4", "lustre", "cifs", "smb3", "beegfs", "gpfs", "ceph", "
 
 
 def scratch_folder() -> Path:
-    """$SLURM_TMPDIR, else $TMPDIR or the system's, else /var/tmp: the first that is there, on a disk of the node.
+    """$SLURM_TMPDIR, else $TMPDIR or the system's, else /var/tmp: the first on a disk of the node that takes files.
 
-    Files of a file system in memory would count as the memory that external memory is to save.
+    In a read-only image that may be none: then the first that takes any. Files of a file system in memory would count
+    as the memory that external memory is to save.
     """
     named = [os.environ.get("SLURM_TMPDIR"), tempfile.gettempdir(), "/var/tmp"]  # noqa: S108 (a private folder is made in it)
-    places = [Path(p) for p in named if p and Path(p).is_dir()]
+    there = [Path(p) for p in named if p and Path(p).is_dir()]
+    places = [p for p in there if os.access(p, os.W_OK | os.X_OK)] or there  # of none the error says which
     for place in places:
         if file_system(place) not in _IN_MEMORY | _NETWORK:
             return place

@@ -80,9 +80,9 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits_and_no_leftovers
             with contextlib.suppress(psutil.NoSuchProcess):
                 dice.choice(tree).kill()
                 kills += 1
+            process.wait(600)  # at once, unless what was killed had just come to its own end
             _, alive = psutil.wait_procs(tree, timeout=60)
             assert not alive, "killed, it left a process at work"
-            process.wait()
         elif process.returncode == 0:
             check_finished(run, undisturbed, scratch)
             number += 1

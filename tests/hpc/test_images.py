@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,10 +27,11 @@ def natively(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """Where anybody may write."""
-    tmp_path.chmod(0o777)
-    return tmp_path
+def place() -> Iterator[Path]:
+    """Where anybody may write; the tests' own folder is closed to other users."""
+    with tempfile.TemporaryDirectory(prefix="hpc-of-metabatch-") as name:
+        Path(name).chmod(0o777)
+        yield Path(name)
 
 
 def in_podman(image: str, *words: str | Path, place: Path) -> subprocess.CompletedProcess[str]:
