@@ -18,6 +18,7 @@ from tests.conftest import at_work, succeed
 
 # As many as the patience of CI allows; METABATCH_KILLS=100 METABATCH_TERMS=20 for a night.
 KILLS, TERMS = int(os.environ.get("METABATCH_KILLS", "8")), int(os.environ.get("METABATCH_TERMS", "4"))
+pytestmark = pytest.mark.timeout(300 + 30 * max(KILLS, TERMS))
 DEMO_RUN = (
     "run-all", "--quiet", "--demo", "--n-estimators", "40", "--n-folds", "2", "--learning-rate", "0.3",
     "--early-stopping-patience", "5", "--checkpoint-seconds", "0",
