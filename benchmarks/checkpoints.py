@@ -9,7 +9,7 @@ from pathlib import Path
 from runs import ROOT, make_plan, train
 
 SECONDS = ("30", "0")
-TREES = {"1,000 genes of the reference shape": 20, "demo": 200}
+TREES = {"500 genes of the reference shape": 20, "demo": 200}
 
 
 def checkpoints_table(data: Path, place: Path) -> Iterator[str]:

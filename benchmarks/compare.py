@@ -95,7 +95,7 @@ def main() -> None:
             "peers": lambda: peers_table(table(1000), place, given.trees, given.repeat, peers),
             "growth": lambda: growth_table({genes: table(genes) for genes in SIZES}, place),
             "sample": lambda: sample_lines(table(REFERENCE_GENES), place),
-            "checkpoints": lambda: checkpoints_table(table(1000), place),
+            "checkpoints": lambda: checkpoints_table(table(500), place),
         }
         for section in given.sections.split(","):
             lines = [f"{machine()}.", ""]
