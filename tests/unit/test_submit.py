@@ -252,6 +252,7 @@ def test_a_dry_run_prints_the_lines_and_leaves_no_trace(planned: Path, tmp_path:
         (("--sbatch", "--array=0-3"), "submit sets this itself"),
         (("--sbatch", "--mem=20M"), "submit sets this itself"),
         (("--sbatch", "-M other"), "other clusters"),
+        (("--sbatch", "--clusters=other"), "other clusters"),
         (("--sbatch", "--comment='x"), "--sbatch cannot be read"),
         (("--checkpoint-seconds", "often"), "--checkpoint-seconds"),
     ],
