@@ -1,0 +1,125 @@
+"""Scored rows in memory: what all analyses of predictions look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from metabatch.analysis.sampling import draw_units
+from metabatch.rundir.manifests import Columns
+
+# More rows than this are not held: whole units are drawn, and the analysis says so.
+MOST_ROWS = 300_000
+_FORWARD, _BACKWARD = ("+", "1", "+1"), ("-", "-1")
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """Rows with the scores of models that did not train on them: narrow columns only.
+
+    gene, group : int, shape (n,): codes into `gene_names`, and of the resampling unit (split group, else gene).
+    label : int, shape (n,): positions in the classes. weight : float64, shape (n,).
+    base, meta : float, shape (n, k); base is NaN in columns without a base score. meta: calibrated, rows add up to 1.
+    raw : float, shape (n, k), or None: the boosters' scores before calibration (out-of-fold rows only).
+    fold : int, shape (n,), or None.
+    position, strand : int64, shape (n,), or None: coordinate, and +1 or -1 (all +1 without a strand column).
+    of_rows, of_genes : how many rows and genes there are in all; more than are here when whole units were drawn.
+    """
+
+    gene: np.ndarray
+    group: np.ndarray
+    label: np.ndarray
+    weight: np.ndarray
+    base: np.ndarray
+    meta: np.ndarray
+    gene_names: list[str]
+    of_rows: int
+    of_genes: int
+    raw: np.ndarray | None = None
+    fold: np.ndarray | None = None
+    position: np.ndarray | None = None
+    strand: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def described(self) -> str:
+        """How many rows and genes, and of how many they were drawn."""
+        drawn = len(self) < self.of_rows
+        text = f"{len(self):,} rows of {len(self.gene_names):,} genes"
+        return text + (f" (whole genes drawn from {self.of_rows:,} rows of {self.of_genes:,} genes)" if drawn else "")
+
+
+def load_scored(
+    path: Path | Sequence[Path], columns: Columns, groups: Mapping[str, str], *, most: int | None = None, seed: int = 0,
+    genes: Iterable[str] | None = None,
+) -> ScoredRows:  # fmt: skip
+    """Read oof.parquet or predictions.parquet, a column after the other.
+
+    Parameters
+    ----------
+    path : Path or sequence of Path
+        Several of the same columns are read as one.
+    groups : mapping
+        gene_id -> resampling unit.
+    most : int, optional
+        Draw whole units when there are more rows than this.
+    genes : iterable of str, optional
+        Of these genes only.
+    """
+    lazy = pl.scan_parquet([path] if isinstance(path, Path) else list(path))
+    names = lazy.collect_schema().names()
+    sizes = lazy.select("gene_id").group_by("gene_id").len("rows").collect().sort("gene_id")
+    if genes is not None:
+        sizes = sizes.filter(pl.col("gene_id").is_in(list(genes)))
+    sizes = sizes.with_columns(unit=pl.col("gene_id").replace_strict(dict(groups), return_dtype=pl.String))
+    of_rows, of_genes = int(sizes["rows"].sum()), sizes.height
+    units = sizes.group_by("unit").agg(pl.col("rows").sum()).sort("unit")
+    if most is not None:
+        units = units.filter(pl.Series(draw_units(units["rows"].to_numpy(), most, seed)))
+    sizes = sizes.join(units.select("unit").with_row_index("group"), on="unit").sort("gene_id")
+    wanted = sizes["gene_id"]
+    whole = len(wanted) == of_genes and genes is None
+
+    def read(expression: pl.Expr) -> np.ndarray:
+        here = lazy if whole else lazy.filter(pl.col("gene_id").is_in(wanted.implode()))
+        return here.select(expression.alias("x")).collect()["x"].to_numpy()
+
+    def scores(suffix: str, have: Iterable[str]) -> np.ndarray:
+        found = np.full((len(gene), len(columns.classes)), np.nan, dtype=np.float32)
+        for i, name in enumerate(columns.classes):
+            if name in have:
+                found[:, i] = read(pl.col(f"{name}{suffix}").cast(pl.Float32).fill_null(float("nan")))
+        return found
+
+    gene = read(pl.col("gene_id").replace_strict(wanted, pl.int_range(len(wanted), eager=True), return_dtype=pl.UInt32))
+    classes = list(columns.classes)
+    position = strand = None
+    if "position" in names:
+        kept = read(pl.col("position").cast(pl.Int64, strict=False))
+        if kept.dtype == np.int64:  # a position that is missing is no place
+            position, strand = kept, np.ones(len(gene), dtype=np.int64)
+            if "strand" in names:
+                text = pl.col("strand").cast(pl.String)
+                sign = pl.when(text.is_in(_FORWARD)).then(1).when(text.is_in(_BACKWARD)).then(-1).otherwise(0)
+                known = read(sign.cast(pl.Int64))
+                strand = known if known.all() else strand
+    return ScoredRows(
+        gene=gene,
+        group=sizes["group"].to_numpy()[gene],
+        label=read(pl.col("label").replace_strict(classes, list(range(len(classes))), return_dtype=pl.UInt8)),
+        weight=read(pl.col("weight").cast(pl.Float64)),
+        base=scores("_score", columns.scores),
+        meta=scores("_meta", classes),
+        gene_names=wanted.to_list(),
+        of_rows=of_rows,
+        of_genes=of_genes,
+        raw=scores("_raw", classes) if f"{classes[0]}_raw" in names else None,
+        fold=read(pl.col("fold")) if "fold" in names else None,
+        position=position,
+        strand=strand,
+    )
