@@ -18,6 +18,12 @@ MissingValues = Literal["auto", "native"]
 Profile = Literal["default", "auto", "low", "standard", "high"]
 CalibrationMethod = Literal["platt", "isotonic", "none"]
 
+# In the order of the report.
+ANALYSES = (
+    "overfitting", "calibration", "thresholds", "genes", "neighbourhoods", "importance", "shap", "ablation",
+)  # fmt: skip
+# Options that say what is looked at; the models do not depend on them.
+ANALYSIS_FIELDS = ("analyses", "diagnostic_rows", "neigh_sample", "neigh_window")
 DEFAULT_CLASSES = ("neither", "donor", "acceptor")
 DEFAULT_SCORES = ("donor_score", "acceptor_score", "neither_score")
 DEFAULT_WEIGHT = "sampling_weight"
@@ -66,6 +72,11 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     calibration: CalibrationMethod = "platt"
     prior: dict[str, float] = {}
     threads: int | None = None
+    # analysis
+    analyses: tuple[str, ...] = ANALYSES
+    diagnostic_rows: int = 25_000
+    neigh_sample: int = 2_000
+    neigh_window: int = 10
 
 
 # option -> (lowest, highest, are the ends allowed)
@@ -89,6 +100,9 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "n_folds": (0, 100, True),
     "early_stopping_patience": (0, 100_000, True),
     "threads": (1, 4096, True),
+    "diagnostic_rows": (100, 10_000_000, True),
+    "neigh_sample": (1, 1_000_000, True),
+    "neigh_window": (1, 1_000, True),
 }
 
 
@@ -145,6 +159,11 @@ def validate(options: Options) -> Options:
         raise UsageError(
             f"the priors add up to {named:g}",
             expected="1 when every class is named" if whole else "less than 1: the other classes share the rest",
+        )
+    unknown = [name for name in options.analyses if name not in ANALYSES]
+    if unknown:
+        raise UsageError(
+            f"--analyses {','.join(unknown)}: no such analysis", expected=f"all, none, or some of {', '.join(ANALYSES)}"
         )
     _check_pairs(options)
     return options

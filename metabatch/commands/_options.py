@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from metabatch.errors import UsageError
-from metabatch.options import DEFAULT_CLASSES, DEFAULT_SCORES, DEFAULT_SPLIT, DEFAULT_WEIGHT, Options, flag
+from metabatch.options import ANALYSES, DEFAULT_CLASSES, DEFAULT_SCORES, DEFAULT_SPLIT, DEFAULT_WEIGHT, Options, flag
 from metabatch.training.job import CHECKPOINT_SECONDS
 
 # field -> (metavar, help). The default is added from Options unless the help says it.
@@ -61,7 +61,13 @@ _TRAINING = {
     ),
     "threads": ("N", "Threads (default: the CPUs this process may use)."),
 }
-SECTIONS = {"Data": _DATA, "Planning": _PLANNING, "Training": _TRAINING}
+_ANALYSIS = {
+    "analyses": ("LIST", f"all, none, or some of {','.join(ANALYSES)} (default: all)."),
+    "diagnostic_rows": ("N", "Rows that SHAP values are computed for, drawn by class."),
+    "neigh_sample": ("N", "True sites of a class whose neighbourhoods are looked at."),
+    "neigh_window": ("NT", "Positions on either side of a true site."),
+}
+SECTIONS = {"Data": _DATA, "Planning": _PLANNING, "Training": _TRAINING, "Analysis": _ANALYSIS}
 
 
 def options_text(*titles: str) -> str:
@@ -121,6 +127,8 @@ def convert(arguments: Mapping[str, Any]) -> tuple[Options, set[str]]:
 def _value(field: str, text: str) -> Any:
     if field in ("exclude_features", "allow_features"):
         return _names(field, text)
+    if field == "analyses":
+        return _analyses(text)
     if field in ("classes", "score_columns", "id_columns", "holdout_chrom"):
         return [part.strip() for part in text.split(",") if part.strip()]
     if field == "prior":
@@ -131,6 +139,14 @@ def _value(field: str, text: str) -> Any:
         except ValueError:
             raise UsageError(f"{flag(field)} {text} cannot be used", expected="a number") from None
     return text
+
+
+def _analyses(text: str) -> list[str]:
+    """In the order of the report, whatever the order given, so that it makes no other plan; unknown ones at the end."""
+    if text in ("all", "none"):
+        return list(ANALYSES) if text == "all" else []
+    given = {part.strip() for part in text.split(",") if part.strip()}
+    return [name for name in ANALYSES if name in given] + sorted(given - set(ANALYSES))
 
 
 def _names(field: str, text: str) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from metabatch.evaluation.answer import answer_lines, band, number, signed
+from metabatch.analysis.answer import answer_lines, band, number, signed
 from metabatch.planning.inspect import Inspection
 from metabatch.resources.limits import cpu_limits, memory_limits
 from metabatch.rundir.layout import RunDir

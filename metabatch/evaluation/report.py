@@ -11,7 +11,7 @@ import jinja2
 import msgspec
 
 from metabatch import __version__
-from metabatch.evaluation.answer import answer_lines, band, number, signed
+from metabatch.analysis.answer import answer_lines, band, number, signed
 from metabatch.resources.usage import ResourceUsage
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.manifests import Lowered, Plan
@@ -38,27 +38,6 @@ def render(
         version=__version__,
         fingerprint=plan.fingerprint[:12],
     )
-
-
-def _facts(plan: Plan, changed: Sequence[Lowered]) -> list[tuple[str, str]]:
-    o = plan.options
-    lowered = "; ".join(f"{x.option} {x.default:g} -> {x.value:g} ({x.because})" for x in changed)
-    return [
-        ("data set", f"{plan.dataset.path}: {plan.dataset.genes:,} genes, {plan.dataset.positions:,} rows, "
-                     f"{plan.dataset.features:,} features"),
-        ("strategy", f"{plan.strategy} ({plan.why}), {len(plan.instances)} instance(s), coverage {plan.coverage:.0%} "
-                     "of the training genes"),
-        ("holdout", f"{plan.holdout.genes:,} genes, {plan.holdout.rows:,} rows: {plan.holdout.how}"),
-        ("splits keep together", plan.columns.split or plan.columns.group),
-        ("boosters", f"up to {o.n_estimators} trees, learning rate {o.learning_rate:g}, depth {o.max_depth}, subsample "
-                     f"{o.subsample:g}, columns {o.colsample_bytree:g}, {o.max_bin} bins, {o.n_folds} folds, "
-                     f"early stopping after {o.early_stopping_patience} rounds, calibration {o.calibration}"),
-        ("weights", f"{plan.columns.weight or 'none'}: base_score {plan.booster.base_score:g}, min_child_weight "
-                    f"{plan.booster.min_child_weight:g} ({plan.booster.because})"),
-        ("quality settings changed", lowered or "none"),
-        ("budget", f"{plan.budget.bytes / 2**30:.2f} GB per instance ({plan.budget.source})"),
-        ("seed", str(plan.seed)),
-    ]  # fmt: skip
 
 
 def _resources(run: RunDir, plan: Plan) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from metabatch.errors import InputError
+from metabatch.options import ANALYSIS_FIELDS, Options
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.manifests import Plan, Shard, load, to_json
 from metabatch.rundir.publish import sha256_file
@@ -21,13 +22,18 @@ def dataset_fingerprint(shards: Sequence[Shard]) -> str:
 def plan_fingerprint(plan: Plan) -> str:
     """sha256 over what decides the models: data content, options, columns, tables and who trains what.
 
-    Where the data lies, threads, budgets and estimates do not count as such: the same decisions made on another
-    machine have the same fingerprint. (A budget can decide the strategy, the instances and the missing-value policy.)
+    Where the data lies, threads, budgets, analyses and estimates do not count as such: the same decisions made on
+    another machine have the same fingerprint. (A budget can decide the strategy, the instances and the missing-value
+    policy.)
     """
+    usual = Options()
+    options = msgspec.structs.replace(
+        plan.options, threads=None, learn_from=None, **{name: getattr(usual, name) for name in ANALYSIS_FIELDS}
+    )
     decided = {
         "format_version": plan.format_version,
         "dataset": dataset_fingerprint(plan.dataset.shards),
-        "options": msgspec.structs.replace(plan.options, threads=None, learn_from=None),
+        "options": options,
         "columns": plan.columns,
         "strategy": plan.strategy,
         "tables": dict(sorted(plan.tables.items())),
@@ -36,7 +42,7 @@ def plan_fingerprint(plan: Plan) -> str:
         "instances": [(p.index, p.genes, p.core_genes, p.overlap_genes, p.rows) for p in plan.instances],
         "holdout": plan.holdout,
         "coverage": plan.coverage,
-        "lowered": plan.lowered,
+        "lowered": [x for x in plan.lowered if not x.option.startswith(ANALYSIS_FIELDS)],
     }
     return hashlib.sha256(to_json(decided)).hexdigest()
 

@@ -26,7 +26,7 @@ def answer_lines(metrics: dict[str, Any]) -> list[str]:
                 f"{name}: AP {number(base)} (base) to {number(meta)} (meta), difference {signed(d['ap'])}, "
                 f"95 % interval {band(d['ci95'])}: {d['verdict']}."
             )
-    fold = metrics["out_of_fold"]
+    fold = metrics.get("out_of_fold")
     if fold and fold["difference"]:
         parts = [
             f"{n} {signed(fold['difference'][n]['ap'])} ({band(fold['difference'][n]['ci95'])})"
@@ -35,6 +35,11 @@ def answer_lines(metrics: dict[str, Any]) -> list[str]:
         ]
         lines.append(f"Difference out of fold on the {fold['genes']:,} training genes: {', '.join(parts)}.")
     return lines
+
+
+def helps(metrics: dict[str, Any]) -> bool:
+    """Whether no class is worse off by the meta-model."""
+    return not any(d["ap"] is not None and d["ap"] <= 0 for d in metrics["difference"].values())
 
 
 def _rarest_first(metrics: dict[str, Any]) -> list[str]:

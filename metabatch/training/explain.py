@@ -1,0 +1,158 @@
+"""The analyses of an instance: each made if asked for, written, and put into its analysis.json and report.html."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from metabatch.analysis.ablation import ablation
+from metabatch.analysis.calibration import calibration
+from metabatch.analysis.comparison import compare
+from metabatch.analysis.frame import Found, ImpossibleError, Section, Sections, save_sections, study
+from metabatch.analysis.genes import compare_genes
+from metabatch.analysis.importance import importance
+from metabatch.analysis.neighbourhoods import neighbourhoods
+from metabatch.analysis.overfitting import overfitting
+from metabatch.analysis.report import instance_report
+from metabatch.analysis.shap_sums import explain as explain_margins
+from metabatch.analysis.thresholds import scan_thresholds
+from metabatch.options import ANALYSES
+from metabatch.resources.progress import Progress
+from metabatch.resources.usage import trim_memory
+from metabatch.rundir.publish import write_bytes
+from metabatch.training.material import Material
+
+log = logging.getLogger(__name__)
+# Rows on which features are permuted, and on which they are held against the label.
+PERMUTED_ROWS, COMPARED_ROWS = 4_096, 8_192
+
+
+def explain(material: Material, progress: Path) -> Sections:
+    """Make the analyses that the plan asks for; write analysis.json, report.html and their tables and figures.
+
+    Parameters
+    ----------
+    progress : Path
+        Told how far they are.
+    """
+    asked = [name for name in ANALYSES if name in material.plan.options.analyses]
+    # SHAP before importance, which takes it in; the report has its own order.
+    order = sorted(asked, key=lambda name: (name == "importance", ANALYSES.index(name)))
+    made: dict[str, Section] = {}
+    with Progress("analysis", len(order), "analyses", progress) as bar:
+        for name in order:
+            title, make = _STUDIES[name]
+            made[name] = study(name, title, lambda make=make: make(material), material.folder)  # type: ignore[misc]
+            log.info("analysis %s: %s in %.1f s", name, made[name].status, made[name].seconds)
+            trim_memory()
+            bar.advance()
+            material.stop.check()
+    sections = Sections(
+        analyses=tuple(made[name] for name in asked), off=tuple(name for name in ANALYSES if name not in asked)
+    )
+    save_sections(material.folder / "analysis.json", sections)
+    html = instance_report(material.folder, material.plan, material.index, sections, *_comparison(material))
+    write_bytes(material.folder / "report.html", html.encode())
+    return sections
+
+
+def _comparison(material: Material) -> tuple[dict[str, object] | None, str]:
+    try:
+        rows = material.scored
+    except ImpossibleError as reason:
+        return None, f"{reason}."
+    return compare(rows, material.plan, {}), f"{_out_of_fold(material)}."
+
+
+def _out_of_fold(material: Material) -> str:
+    return f"{material.scored.described()}, each scored by fold models that did not see its gene (out of fold)"
+
+
+def _overfitting(material: Material) -> Found:
+    if not material.plan.options.n_folds:
+        raise ImpossibleError("there is no cross-validation (--n-folds 0)")
+    options, metrics = material.plan.options, material.metrics
+    folds = {name: metrics["classes"][name]["folds"] for name in metrics["classes"]}
+    return overfitting(
+        folds, limit=options.n_estimators, patience=options.early_stopping_patience, trees=metrics["trees"],
+        on=f"{metrics['rows']:,} rows of {metrics['genes']:,} genes: each fold's model on the rows it was trained on, "
+        "and on those held out",
+    )  # fmt: skip
+
+
+def _calibration(material: Material) -> Found:
+    options = material.plan.options
+    return calibration(material.scored, material.classes, method=options.calibration, seed=options.seed)
+
+
+def _thresholds(material: Material) -> Found:
+    return scan_thresholds(material.scored, material.classes)
+
+
+def _genes(material: Material) -> Found:
+    return compare_genes(material.scored, material.classes)
+
+
+def _neighbourhoods(material: Material) -> Found:
+    options = material.plan.options
+    return neighbourhoods(
+        material.scored, material.classes, sample=options.neigh_sample, window=options.neigh_window, seed=options.seed
+    )
+
+
+def _shap(material: Material) -> Found:
+    most = material.plan.options.diagnostic_rows
+    rows = min(most, len(material.rows))
+    return explain_margins(
+        material.member.boosters, material.draw(most), material.features.features, material.prepare.matrix_names,
+        material.classes,
+        on=f"the final models{material.part_note} and {rows:,} of the {len(material.rows):,} rows they were trained "
+        "on: it says what the models use, not how well they do",
+        seed=material.plan.seed, threads=material.threads, check=material.stop.check,
+    )  # fmt: skip
+
+
+def _importance(material: Material) -> Found:
+    seed, shap = material.plan.seed, material.folder / "shap.parquet"
+    models = material.held_out_models()
+    held_out = None
+    if models is not None and material.fold is not None:
+        boosters, fold = models
+        held_out = boosters, material.drawn(PERMUTED_ROWS, material.fold == fold)
+    rows = material.drawn(COMPARED_ROWS)
+    tested = f"{len(held_out[1]):,} rows of a held-out fold" if held_out else "no rows (no cross-validation)"
+    return importance(
+        material.member.boosters, held_out, rows,
+        pl.read_parquet(shap, columns=["class", "feature", "mean_abs_shap"]) if shap.exists() else None,
+        material.features.features, material.prepare.matrix_names, material.classes,
+        on=f"gain, cover, weight and SHAP of the final models{material.part_note} on their own training rows; "
+        f"permutation on {tested} with that fold's models; mutual information and effect size on {len(rows):,} rows, "
+        "without a model",
+        seed=seed, threads=material.threads, check=material.stop.check,
+    )  # fmt: skip
+
+
+def _ablation(material: Material) -> Found:
+    if not material.variants or material.fold is None:
+        raise ImpossibleError("there is no held-out fold to compare on (--n-folds 0)")
+    held_out = material.fold == 0
+    return ablation(
+        material.variants, material.rows.label[held_out], np.asarray(material.rows.weight[held_out], dtype=np.float64),
+        material.unit[held_out], material.classes, rounds=0, on="", seed=material.plan.seed,
+    )  # fmt: skip
+
+
+_STUDIES: dict[str, tuple[str, Callable[[Material], Found]]] = {
+    "overfitting": ("Overfitting", _overfitting),
+    "calibration": ("Calibration", _calibration),
+    "thresholds": ("Thresholds", _thresholds),
+    "genes": ("Gene by gene", _genes),
+    "neighbourhoods": ("Neighbourhoods of true sites", _neighbourhoods),
+    "importance": ("Feature importance", _importance),
+    "shap": ("SHAP", _shap),
+    "ablation": ("Ablation", _ablation),
+}

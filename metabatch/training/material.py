@@ -1,0 +1,123 @@
+"""What the analyses of an instance look at, made when the first of them asks for it."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xgboost as xgb
+
+from metabatch.analysis.frame import ImpossibleError
+from metabatch.analysis.sampling import MatrixRows, draw_rows
+from metabatch.analysis.scored import MOST_ROWS, ScoredRows, load_scored
+from metabatch.analysis.shap_sums import CHUNK_ROWS
+from metabatch.data.batches import Piece, RowCount
+from metabatch.data.preprocess import Preprocessor
+from metabatch.models.member import Member
+from metabatch.resources.signals import StopFlag
+from metabatch.rundir.layout import RunDir
+from metabatch.rundir.manifests import FeatureSet, Plan
+from metabatch.rundir.tables import read_genes
+from metabatch.training.ablation import Variant
+from metabatch.training.instance_rows import matrix_rows
+from metabatch.training.matrix import Rows
+
+
+@dataclass(frozen=True)
+class Material:
+    """A trained instance, its matrix gone.
+
+    metrics : metrics.json, as read.
+    folder : where its files are.
+    pieces, rows, fold, kept, member, variants : of its genes, or of the first part where they had to be trained in
+        `parts`; `fold` and `kept` (class -> fold, model) are None and empty without cross-validation.
+    """
+
+    run: RunDir
+    plan: Plan
+    index: int
+    features: FeatureSet
+    folder: Path
+    threads: int
+    stop: StopFlag
+    metrics: dict[str, Any]
+    parts: int
+    pieces: Sequence[Piece]
+    rows: Rows
+    fold: np.ndarray | None
+    kept: dict[str, tuple[int, bytes]]
+    member: Member
+    variants: Sequence[Variant]
+    count: RowCount
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.plan.columns.classes
+
+    @property
+    def part_note(self) -> str:
+        """What to say of analyses that look at one model."""
+        return f" (part 0 of the {self.parts} in which its genes were trained)" if self.parts > 1 else ""
+
+    @functools.cached_property
+    def units(self) -> dict[str, str]:
+        """gene_id -> what is resampled as one: its split group, else itself."""
+        genes = read_genes(self.run)
+        unit = "split_group" if self.plan.columns.split else "gene_id"
+        return dict(zip(genes["gene_id"], genes[unit], strict=True))
+
+    @functools.cached_property
+    def scored(self) -> ScoredRows:
+        """The out-of-fold rows, at most `MOST_ROWS` of them."""
+        if not self.plan.options.n_folds:
+            raise ImpossibleError("there is no cross-validation (--n-folds 0), so no row was scored out of fold")
+        return load_scored(
+            self.folder / "oof.parquet", self.plan.columns, self.units, most=MOST_ROWS, seed=self.plan.seed
+        )
+
+    @functools.cached_property
+    def unit(self) -> np.ndarray:
+        """Code of the resampling unit of every matrix row, shape (n,)."""
+        names = [self.units[g] for g in self.rows.genes]
+        _, codes = np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)
+        return codes.astype(np.uint32)[self.rows.gene]
+
+    @functools.cached_property
+    def prepare(self) -> Preprocessor:
+        return Preprocessor(self.features.features)
+
+    def held_out_models(self) -> tuple[dict[str, xgb.Booster], int] | None:
+        """Fold models of one and the same fold, class -> booster, and that fold; None without cross-validation."""
+        if not self.kept:
+            return None
+        fold = Counter(number for number, _ in self.kept.values()).most_common(1)[0][0]
+        return {c: self._booster(model) for c, (number, model) in self.kept.items() if number == fold}, fold
+
+    def _booster(self, model: bytes) -> xgb.Booster:
+        return xgb.Booster({"nthread": self.threads}, model_file=bytearray(model))
+
+    def draw(self, most: int, among: np.ndarray | None = None) -> Iterator[MatrixRows]:
+        """Up to `most` matrix rows, all classes alike, in chunks; only of the rows where `among` is true."""
+        here = np.arange(len(self.rows)) if among is None else np.flatnonzero(among)
+        drawn, times = draw_rows(self.rows.label[here], most, len(self.classes), self.plan.seed)
+        yield from matrix_rows(
+            self.pieces, self.rows, here[drawn], times, self.unit, self.prepare, self.plan.columns,
+            chunk=CHUNK_ROWS, count=self.count, where=f"instance {self.index}",
+        )  # fmt: skip
+
+    def drawn(self, most: int, among: np.ndarray | None = None) -> MatrixRows:
+        """The same in one piece; for a few thousand rows."""
+        parts = list(self.draw(most, among))
+        table = pa.concat_tables([p.table for p in parts]).combine_chunks()
+        return MatrixRows(
+            table=table,
+            label=np.concatenate([p.label for p in parts]),
+            weight=np.concatenate([p.weight for p in parts]),
+            unit=np.concatenate([p.unit for p in parts]),
+        )
