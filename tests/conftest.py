@@ -19,8 +19,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "examples" / "hg19-demo"
+# For tests of something else.
+NO_ANALYSES = ("--analyses", "none")
 # Few trees and folds: these tests are about behaviour, not about the model.
-QUICK = ("--n-estimators", "25", "--n-folds", "3", "--learning-rate", "0.3", "--early-stopping-patience", "5")
+QUICK = (
+    "--n-estimators", "25", "--n-folds", "3", "--learning-rate", "0.3", "--early-stopping-patience", "5", *NO_ANALYSES,
+)  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -137,7 +141,7 @@ def ensemble(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("ensemble") / "run"
     succeed(
         "plan", "--quiet", "--strategy", "multi-instance", "--holdout-fraction", "0", "--n-folds", "2",
-        "--n-estimators", "15", "--learning-rate", "0.3", "--early-stopping-patience", "0", DEMO, run,
+        "--n-estimators", "15", "--learning-rate", "0.3", "--early-stopping-patience", "0", *NO_ANALYSES, DEMO, run,
     )  # fmt: skip
     train_all(run)
     return run

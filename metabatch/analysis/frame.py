@@ -6,6 +6,7 @@ An analysis is a function that returns a `Found`. `study` runs it, writes its ta
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ from metabatch.rundir.publish import write_bytes
 
 log = logging.getLogger(__name__)
 FIGURES = "figures"
+# Errors of the disk or the machine, which no analysis is to blame for.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOMEM}
 # How a cell of a table is written: text as it is; counts with separators; three decimals; three digits; with a sign;
 # a share as a percentage.
 Kind = Literal["text", "count", "number", "small", "signed", "percent"]
@@ -122,9 +125,11 @@ def study(name: str, title: str, make: Callable[[], Found], folder: Path) -> Sec
         section = _written(name, title, make(), folder)
     except ImpossibleError as reason:
         section = Section(name=name, title=title, status="impossible", why=str(reason))
-    except (MemoryError, OSError, InterruptedRunError):
+    except (MemoryError, InterruptedRunError):
         raise
     except Exception as error:  # whatever it is: the models are trained, and the report says what is lacking
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise
         log.exception("analysis %s failed", name)
         section = Section(name=name, title=title, status="failed", why=f"{type(error).__name__}: {error}"[:2000])
     return msgspec.structs.replace(section, seconds=round(time.monotonic() - begun, 3))

@@ -2,6 +2,7 @@
 
     in memory: peak = baseline + max(matrix + max(rows x b + batch, rows x c + histograms), rows x s)
     external:  peak = baseline + max(pages + rows x b + batch, rows x c + histograms + blocks, rows x s)
+    analyses:  peak = baseline + rows x a + scored rows (a bounded number) + batch + what the widest of them holds
 
 Building the matrix (b, a batch) and growing trees (c, histograms) do not overlap, so the larger counts; calibration
 and metrics (s) come when the matrix is gone. The pages of external memory are anonymous memory only until they are
@@ -24,6 +25,8 @@ WHOLE_GROUP_ROWS, PIECE_ROWS, JOINED_ROWS = 32_768, 4_096, 16_384
 # Of the 32 KiB of a block so much is touched: fitted to what 9,280 genes took (benchmarks/RESULTS.md, growth), at depth
 # 6 and 16,384 rows a page. In memory, a single page, blocks take 16 bytes a row, which row_bytes has.
 BLOCK_ROWS, BLOCK_BYTES, BLOCK_ROW_BYTES = 2_048, 18 << 10, 16
+# Most scored rows that the analyses hold; of more, whole genes are drawn.
+ANALYSED_ROWS = 300_000
 
 
 class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -47,6 +50,9 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         A row in the types of the features.
     node_bytes : int
         Histogram of one tree node.
+    analysis_row_bytes, scored_row_bytes, analysis_bytes : float, float, int
+        Analyses, after everything else: what is held for every row, for each scored row looked at, and besides
+        (libraries, drawn rows, contributions); all 0 without analyses.
     per_gene_bytes : float or None
         The user's own figure (--memory-per-gene-mb), which then stands for instances in memory.
     """
@@ -66,6 +72,9 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     max_depth: int
     features: int
     stored_fraction: float
+    analysis_row_bytes: float = 0.0
+    scored_row_bytes: float = 0.0
+    analysis_bytes: int = 0
     per_gene_bytes: float | None = None
 
     def in_memory(self, rows: int, genes: int) -> int:
@@ -84,7 +93,11 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         # Parts that are through keep their labels and scores: about a third of what scoring takes.
         held = (rows - part) * self.scoring_row_bytes / 3
         blocks = self._block_bytes(part, min(batch_rows, self.page_rows))
-        growth = max(held + self._growth(part, batch_rows, 0, pages, blocks), rows * self.scoring_row_bytes)
+        growth = max(
+            held + self._growth(part, batch_rows, 0, pages, blocks),
+            rows * self.scoring_row_bytes,
+            self._analysis(rows, batch_rows),
+        )
         return round(self.fixed_anonymous_bytes + growth)
 
     def matrix_bytes(self, rows: int) -> float:
@@ -131,6 +144,18 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         """Rows of the largest row group that are decoded at once."""
         return self.group_rows if batch_rows >= WHOLE_GROUP_ROWS else self.small_group_rows
 
+    def _batch(self, rows: int, batch_rows: int) -> float:
+        """Reading: a batch as decoded, and as handed on."""
+        decoded = min(self._held_rows(batch_rows), rows)
+        return self.group_bytes + (decoded + min(batch_rows, decoded)) * self.row_width
+
+    def _analysis(self, rows: int, batch_rows: int) -> float:
+        """Analyses; the matrix is gone by then."""
+        if not self.analysis_bytes:
+            return 0.0
+        scored = min(rows, ANALYSED_ROWS) * self.scored_row_bytes
+        return rows * self.analysis_row_bytes + max(scored, self._batch(rows, batch_rows)) + self.analysis_bytes
+
     def _block_bytes(self, rows: int, page_rows: int) -> float:
         """What the blocks of many pages take more than those of one."""
         nodes = min(2 ** (self.max_depth - 1), max(1, page_rows // 16))
@@ -141,8 +166,8 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         """`matrix`: held throughout; `pages`: held while they are built; `blocks`: while trees grow."""
         # A tree of depth d has at most 2^d leaves, and no more nodes than a few rows each allow.
         nodes = min(2**self.max_depth, max(1, rows // 16))
-        decoded = min(self._held_rows(batch_rows), rows)
-        batch = self.group_bytes + (decoded + min(batch_rows, decoded)) * self.row_width  # as read, and as handed on
+        batch = self._batch(rows, batch_rows)
         building = pages + rows * self.building_row_bytes + batch
         training = rows * self.row_bytes + nodes * self.node_bytes + blocks
-        return max(matrix + max(building, training), rows * self.scoring_row_bytes)
+        analysis = self._analysis(rows, batch_rows)
+        return max(matrix + max(building, training), rows * self.scoring_row_bytes, analysis)

@@ -10,13 +10,24 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import DEMO, start, succeed
+from tests.conftest import DEMO, NO_ANALYSES, start, succeed
 from tests.faults.test_kills import artefacts, leftovers
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("mount") is None, reason="needs root (mounts a small file system)"
 )
-WORDS = ("--quiet", "--n-estimators", "40", "--n-folds", "2", "--learning-rate", "0.3", "--holdout-fraction", "0.35")
+WORDS = (
+    "--quiet",
+    "--n-estimators",
+    "40",
+    "--n-folds",
+    "2",
+    "--learning-rate",
+    "0.3",
+    "--holdout-fraction",
+    "0.35",
+    *NO_ANALYSES,
+)
 DISK_KB = 24_000
 
 

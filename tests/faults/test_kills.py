@@ -21,7 +21,7 @@ KILLS, TERMS = int(os.environ.get("METABATCH_KILLS", "8")), int(os.environ.get("
 pytestmark = pytest.mark.timeout(300 + 30 * max(KILLS, TERMS))
 DEMO_RUN = (
     "run-all", "--quiet", "--demo", "--n-estimators", "40", "--n-folds", "2", "--learning-rate", "0.3",
-    "--early-stopping-patience", "5", "--checkpoint-seconds", "0",
+    "--early-stopping-patience", "5", "--checkpoint-seconds", "0", "--analyses", "overfitting,thresholds,ablation",
 )  # fmt: skip
 
 

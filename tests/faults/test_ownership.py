@@ -18,10 +18,10 @@ import psutil
 import pytest
 
 from metabatch.rundir.lock import LEASE_SECONDS
-from tests.conftest import DEMO, ROOT, at_work, start, succeed, wait_for, wait_until
+from tests.conftest import DEMO, NO_ANALYSES, ROOT, at_work, start, succeed, wait_for, wait_until
 
-LONG = ("--n-estimators", "5000", "--early-stopping-patience", "0")
-SHORT = ("--n-folds", "0", "--calibration", "none", "--n-estimators", "400", "--learning-rate", "0.3")
+LONG = ("--n-estimators", "5000", "--early-stopping-patience", "0", *NO_ANALYSES)
+SHORT = ("--n-folds", "0", "--calibration", "none", "--n-estimators", "400", "--learning-rate", "0.3", *NO_ANALYSES)
 needs_namespaces = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare (another PID namespace)"
 )

@@ -12,9 +12,9 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import DEMO, QUICK, Outcome, small_table, start, succeed, write_table
+from tests.conftest import DEMO, NO_ANALYSES, QUICK, Outcome, small_table, start, succeed, write_table
 
-FAST = ("--n-folds", "2", "--n-estimators", "3")
+FAST = ("--n-folds", "2", "--n-estimators", "3", *NO_ANALYSES)
 
 
 @pytest.fixture
@@ -199,7 +199,19 @@ def test_a_class_in_few_genes_trains_with_null_metrics_where_undefined(tmp_path:
     rare = pl.col("gene_id").is_in(["G000", "G001"])
     frame = frame.filter(rare | (pl.col("splice_type") != "donor"))
     data = write_table(tmp_path / "rare", frame)
-    out = succeed("run-all", "--quiet", "--n-folds", "4", "--n-estimators", "5", "--holdout-fraction", "0", data, run)
+    out = succeed(
+        "run-all",
+        "--quiet",
+        "--n-folds",
+        "4",
+        "--n-estimators",
+        "5",
+        "--holdout-fraction",
+        "0",
+        *NO_ANALYSES,
+        data,
+        run,
+    )
     assert "donor" in out.out
     import json
 

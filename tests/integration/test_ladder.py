@@ -18,7 +18,7 @@ import polars as pl
 import psutil
 import pytest
 
-from tests.conftest import DEMO, QUICK, ROOT, Outcome, plan_of, start, succeed
+from tests.conftest import DEMO, NO_ANALYSES, QUICK, ROOT, Outcome, plan_of, start, succeed
 
 MEMLIMIT = ROOT.parent / "shared" / "hpc" / "memlimit.sh"
 needs_limits = pytest.mark.skipif(
@@ -26,10 +26,20 @@ needs_limits = pytest.mark.skipif(
 )
 # The user's own figure, far too low: it makes the plan try what cannot fit.
 FOOLED = ("--memory-per-gene-mb", "0.1")
-FOLDS = ("--n-folds", "2", "--n-estimators", "2", "--holdout-fraction", "0", "--early-stopping-patience", "0")
+FOLDS = (
+    "--n-folds",
+    "2",
+    "--n-estimators",
+    "2",
+    "--holdout-fraction",
+    "0",
+    "--early-stopping-patience",
+    "0",
+    *NO_ANALYSES,
+)
 # Little more than the matrix: pages that do not fit the page cache are read from disk for every tree.
 LEAN = ("--n-folds", "0", "--calibration", "none", "--n-estimators", "1", "--max-depth", "4",
-        "--holdout-fraction", "0")  # fmt: skip
+        "--holdout-fraction", "0", *NO_ANALYSES)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +234,7 @@ def child_of(process: subprocess.Popen[bytes]) -> psutil.Process:
 def at_work(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
     """A training that would go on for long; ended with the test."""
     run = tmp_path / "run"
-    succeed("plan", "--quiet", "--n-estimators", "5000", "--early-stopping-patience", "0", DEMO, run)
+    succeed("plan", "--quiet", "--n-estimators", "5000", "--early-stopping-patience", "0", *NO_ANALYSES, DEMO, run)
     words = [str(ROOT / "bin" / "train-instance"), str(run), "0"]
     env = os.environ | {"METABATCH_PYTHON": sys.executable}
     with subprocess.Popen(words, env=env, stderr=subprocess.PIPE) as process:
@@ -255,7 +265,7 @@ def test_a_killed_and_a_crashed_child_are_told_apart_and_not_taken_for_out_of_me
 def test_a_supervisor_killed_three_times_goes_one_rung_down(tmp_path: Path) -> None:
     run = tmp_path / "run"
     succeed("plan", "--quiet", "--n-estimators", "5000", "--early-stopping-patience", "0", "--strategy", "single",
-            DEMO, run)  # fmt: skip
+            *NO_ANALYSES, DEMO, run)  # fmt: skip
     words = [str(ROOT / "bin" / "train-instance"), str(run), "0"]
     env = os.environ | {"METABATCH_PYTHON": sys.executable}
     rungs = []

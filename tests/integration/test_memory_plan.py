@@ -11,7 +11,7 @@ import pytest
 
 from metabatch.resources.limits import cpu_limits
 from metabatch.rundir.publish import sha256_file
-from tests.conftest import DEMO, QUICK, plan_of, small_table, start, succeed, write_table
+from tests.conftest import DEMO, NO_ANALYSES, QUICK, plan_of, small_table, start, succeed, write_table
 
 
 def counts_table(folder: Path, rows: int, features: int, seed: int) -> Path:
@@ -82,7 +82,7 @@ def test_a_plan_learns_from_the_peaks_of_an_earlier_run(trained: Path, tmp_path:
 
 def test_a_law_that_was_wrong_is_put_right_by_what_a_run_measured(tmp_path: Path) -> None:
     data = counts_table(tmp_path / "data", 60_000, 1500, 8)
-    words = ("--n-folds", "0", "--calibration", "none", "--n-estimators", "1", "--holdout-fraction", "0")
+    words = ("--n-folds", "0", "--calibration", "none", "--n-estimators", "1", "--holdout-fraction", "0", *NO_ANALYSES)
     succeed("plan", "--quiet", *words, data, tmp_path / "old")
     succeed("train-instance", "--quiet", tmp_path / "old", "0")
     file = tmp_path / "old/instances/00/resource_usage.json"
@@ -131,7 +131,7 @@ def test_a_row_group_larger_than_the_budget_is_split_while_reading(tmp_path: Pat
     genes = np.repeat([f"G{i:03d}" for i in range(64)], rows // 64)
     frame = pl.DataFrame({"gene_id": genes, "splice_type": names, **columns})
     data, run = write_table(tmp_path / "data", frame, shards=1, row_group=row_group), tmp_path / "run"
-    words = ("--n-folds", "2", "--n-estimators", "3", "--holdout-fraction", "0", "--strategy", "external")
+    words = ("--n-folds", "2", "--n-estimators", "3", "--holdout-fraction", "0", "--strategy", "external", *NO_ANALYSES)
     succeed("plan", "--quiet", *words, data, tmp_path / "free")
     wanted = plan_of(tmp_path / "free")["instances"][0]["predicted_peak_bytes"]
     less = wanted - (32 << 20) if row_group == 32_768 else wanted  # the large one is split anyway

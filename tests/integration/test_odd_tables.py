@@ -10,9 +10,9 @@ import polars as pl
 import pytest
 
 import metabatch
-from tests.conftest import DEMO, plan_of, small_table, start, succeed, train_all, write_table
+from tests.conftest import DEMO, NO_ANALYSES, plan_of, small_table, start, succeed, train_all, write_table
 
-FAST = ("--n-folds", "2", "--n-estimators", "3")
+FAST = ("--n-folds", "2", "--n-estimators", "3", *NO_ANALYSES)
 
 
 def run_through(data: Path, run: Path, *options: str) -> None:
@@ -185,7 +185,7 @@ def test_folds_that_cannot_judge_a_class_do_not_choose_its_trees(tmp_path: Path)
     data = write_table(tmp_path / "data", frame.with_columns(label.alias("splice_type")))
     run = tmp_path / "run"
     succeed("plan", "--quiet", "--n-folds", "6", "--n-estimators", "300", "--early-stopping-patience", "5",
-            "--learning-rate", "0.3", "--holdout-fraction", "0", data, run)  # fmt: skip
+            "--learning-rate", "0.3", "--holdout-fraction", "0", *NO_ANALYSES, data, run)  # fmt: skip
     succeed("train-instance", "--quiet", run, "0")
     metrics = json.loads((run / "instances/00/metrics.json").read_text())
     best = [f["best_rounds"] for f in metrics["classes"]["acceptor"]["folds"]]
@@ -209,7 +209,20 @@ def test_priors_reach_the_probabilities_without_cross_validation_too(tmp_path: P
     means = []
     for name, prior in (("plain", ()), ("prior", ("--prior", "donor=0.001,acceptor=0.002"))):
         run = tmp_path / name
-        succeed("plan", "--quiet", "--n-folds", "0", "--calibration", "none", "--n-estimators", "20", *prior, data, run)
+        succeed(
+            "plan",
+            "--quiet",
+            "--n-folds",
+            "0",
+            "--calibration",
+            "none",
+            "--n-estimators",
+            "20",
+            *NO_ANALYSES,
+            *prior,
+            data,
+            run,
+        )
         train_all(run)
         succeed("consolidate", "--quiet", run)
         means.append(metabatch.load(run).predict_proba(small_table(seed=3)).mean(axis=0))

@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tests.conftest import plan_of, start, succeed
+from tests.conftest import NO_ANALYSES, plan_of, start, succeed
 
-THEIRS = ("--memory-per-gene-mb", "8", "--holdout-fraction", "0", "--strategy", "multi-instance")
+THEIRS = ("--memory-per-gene-mb", "8", "--holdout-fraction", "0", "--strategy", "multi-instance", *NO_ANALYSES)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import pytest
 from metabatch.rundir.lock import hold_folder
 from tests.conftest import (
     DEMO,
+    NO_ANALYSES,
     QUICK,
     ROOT,
     at_work,
@@ -90,7 +91,7 @@ def test_a_directory_with_other_files_is_left_alone(tmp_path: Path) -> None:
 def small_run(tmp_path: Path) -> tuple[Path, Path]:
     data = write_table(tmp_path / "data", small_table())
     run = tmp_path / "run"
-    succeed("plan", "--quiet", "--n-folds", "2", "--n-estimators", "5", data, run)
+    succeed("plan", "--quiet", "--n-folds", "2", "--n-estimators", "5", *NO_ANALYSES, data, run)
     return data, run
 
 
@@ -191,7 +192,7 @@ def test_a_retrained_instance_makes_consolidate_and_evaluate_run_again(
 
 def test_a_second_process_on_a_live_instance_exits_5_and_says_who(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    succeed("plan", "--quiet", "--n-estimators", "3000", "--early-stopping-patience", "0", DEMO, run)
+    succeed("plan", "--quiet", "--n-estimators", "3000", "--early-stopping-patience", "0", *NO_ANALYSES, DEMO, run)
     first = at_work("train-instance", run, "0")
     try:
         wait_for(run / "instances" / "00" / "lease.json")
@@ -217,7 +218,7 @@ def test_a_killed_instance_is_taken_over_is_on_record_and_leaves_nothing_behind(
     run, scratch = tmp_path / "run", tmp_path / "scratch"
     scratch.mkdir()
     data = write_table(tmp_path / "data", small_table())
-    succeed("plan", "--quiet", "--strategy", "external", "--n-folds", "2", "--n-estimators", "400",
+    succeed("plan", "--quiet", "--strategy", "external", "--n-folds", "2", "--n-estimators", "400", *NO_ANALYSES,
             "--early-stopping-patience", "0", data, run)  # fmt: skip
     process = at_work("train-instance", run, "0", env={"TMPDIR": str(scratch)})
     wait_for(run / "instances" / "00" / "progress.json")
@@ -241,7 +242,7 @@ def test_a_killed_instance_is_taken_over_is_on_record_and_leaves_nothing_behind(
 
 def test_run_all_stops_its_stage_and_both_say_75(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = at_work("run-all", "--n-estimators", "5000", "--early-stopping-patience", "0", DEMO, run)
+    process = at_work("run-all", "--n-estimators", "5000", "--early-stopping-patience", "0", *NO_ANALYSES, DEMO, run)
     wait_for(run / "instances" / "00" / "progress.json")
     process.terminate()
     assert process.wait(60) == 75
@@ -275,7 +276,7 @@ def test_a_stage_that_still_waits_for_its_folder_stops_with_75(
 
 def test_a_plan_is_not_replaced_under_a_training_at_work(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    succeed("plan", "--quiet", "--n-estimators", "5000", "--early-stopping-patience", "0", DEMO, run)
+    succeed("plan", "--quiet", "--n-estimators", "5000", "--early-stopping-patience", "0", *NO_ANALYSES, DEMO, run)
     process = at_work("train-instance", run, "0")
     try:
         wait_for(run / "instances" / "00" / "lease.json")

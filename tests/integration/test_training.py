@@ -22,7 +22,7 @@ from metabatch.rundir.layout import RunDir
 from metabatch.rundir.tables import instance_genes, read_cuts, read_features, read_segments
 from metabatch.training.boosters import booster_params, train_fold
 from metabatch.training.matrix import build_matrix, read_rows
-from tests.conftest import DEMO, QUICK, plan_of, small_table, succeed, train_all, write_table
+from tests.conftest import DEMO, NO_ANALYSES, QUICK, plan_of, small_table, succeed, train_all, write_table
 
 MODEL_FILES = ("neither.ubj", "donor.ubj", "acceptor.ubj", "calibration.json")
 
@@ -163,7 +163,7 @@ def test_folds_cost_no_memory(tmp_path: Path, wide: Path) -> None:
     peaks = []
     for name, words in (("none", ("--n-folds", "0", "--calibration", "none")), ("five", ("--n-folds", "5"))):
         run = tmp_path / name
-        succeed("plan", "--quiet", *words, "--n-estimators", "1", "--holdout-fraction", "0", wide, run)
+        succeed("plan", "--quiet", *words, *NO_ANALYSES, "--n-estimators", "1", "--holdout-fraction", "0", wide, run)
         succeed("train-instance", "--quiet", run, "0")
         usage = json.loads((run / "instances/00/resource_usage.json").read_text())
         peaks.append(usage["measured_peak_bytes"])
@@ -180,7 +180,9 @@ def test_shards_with_other_columns_train_every_planned_gene(tmp_path: Path) -> N
     third = data / "part-2.parquet"
     pl.read_parquet(third).with_columns(pl.col("3mer_AAA").cast(pl.Int32), pl.lit(1).alias("note")).write_parquet(third)
     run = tmp_path / "run"
-    said = succeed("plan", "--strategy", "multi-instance", "--n-folds", "2", "--n-estimators", "5", data, run).out
+    said = succeed(
+        "plan", "--strategy", "multi-instance", "--n-folds", "2", "--n-estimators", "5", *NO_ANALYSES, data, run
+    ).out
     assert "absent from some shards" in said
     features = {f["name"]: f for f in json.loads((run / "features.json").read_text())["features"]}
     assert features["3mer_CGA"]["if_absent"] == "zero"
@@ -202,7 +204,7 @@ def test_sampled_genes_are_trained_on_alone_where_others_share_their_row_groups(
     data = write_table(tmp_path / "data", small_table(genes=40, rows=40), shards=2, row_group=400)
     run = tmp_path / "run"
     succeed("run-all", "--quiet", "--sample-genes", "12", "--holdout-fraction", holdout, "--n-folds", "2",
-            "--n-estimators", "5", data, run)  # fmt: skip
+            "--n-estimators", "5", *NO_ANALYSES, data, run)  # fmt: skip
     plan = plan_of(run)
     assert plan["dataset"]["positions"] == 12 * 40
     trained = json.loads((run / "instances/00/done.json").read_text())["ledger"]
@@ -222,7 +224,7 @@ def test_sparse_counts_are_stored_as_missing_in_training_and_prediction(tmp_path
     counts = {f"4mer_{a}{b}CG": rng.poisson(0.1, frame.height).astype(np.uint8) for a in "ACGT" for b in "ACGT"}
     data = write_table(tmp_path / "data", frame.with_columns(**{k: pl.Series(v) for k, v in counts.items()}))
     run = tmp_path / "run"
-    succeed("run-all", "--quiet", "--n-folds", "2", "--n-estimators", "10", data, run)
+    succeed("run-all", "--quiet", "--n-folds", "2", "--n-estimators", "10", *NO_ANALYSES, data, run)
     features = json.loads((run / "features.json").read_text())
     policy = {f["name"]: f["missing"] for f in features["features"]}
     assert policy["4mer_AACG"] == "zero-as-missing"
@@ -250,7 +252,7 @@ def test_missing_cells_get_a_bin_of_their_own_that_trees_can_tell_apart(tmp_path
     cells, ap = {}, {}
     for policy in ("auto", "native"):
         run = tmp_path / policy
-        succeed("run-all", "--quiet", "--n-folds", "2", "--n-estimators", "20", "--holdout-fraction", "0",
+        succeed("run-all", "--quiet", "--n-folds", "2", "--n-estimators", "20", "--holdout-fraction", "0", *NO_ANALYSES,
                 "--exclude-features", "donor_score,acceptor_score", "--missing-policy", policy, data, run)  # fmt: skip
         (gap,) = [f for f in json.loads((run / "features.json").read_text())["features"] if f["name"] == "gap"]
         assert gap["missing"] == {"auto": "sentinel", "native": "native"}[policy]
