@@ -20,7 +20,7 @@ CalibrationMethod = Literal["platt", "isotonic", "none"]
 
 # In the order of the report.
 ANALYSES = (
-    "overfitting", "calibration", "thresholds", "genes", "neighbourhoods", "importance", "shap", "ablation",
+    "curves", "overfitting", "calibration", "thresholds", "genes", "neighbourhoods", "importance", "shap", "ablation",
 )  # fmt: skip
 # Options that say what is looked at; the models do not depend on them.
 ANALYSIS_FIELDS = ("analyses", "diagnostic_rows", "neigh_sample", "neigh_window")

@@ -1,43 +1,66 @@
-"""report.html: one file, no network, the answer first."""
+"""report.html of a run: one file, no network, the answer first."""
 
 from __future__ import annotations
 
-import base64
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import msgspec
 
 from metabatch import __version__
-from metabatch.analysis.answer import answer_lines, band, number, signed
+from metabatch.analysis.answer import answer_lines, helps
+from metabatch.analysis.frame import PictureFile, Section, Sections
+from metabatch.analysis.page import picture_url, render_page
+from metabatch.analysis.report import plan_facts
 from metabatch.resources.usage import ResourceUsage
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.manifests import Lowered, Plan
 
 
 def render(
-    run: RunDir, plan: Plan, metrics: dict[str, Any], figures: Sequence[Path], lowered: Sequence[Lowered]
-) -> str:
-    """The report's HTML; every number comes from `metrics`, the bundle's `lowered` or the run's JSON files."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("metabatch.evaluation", ""), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters |= {"num": number, "small": _small, "band": band, "signed": signed, "mb": _megabytes}
-    differences = metrics["difference"].values()
-    return environment.get_template("report.html.j2").render(
+    run: RunDir, plan: Plan, metrics: dict[str, Any], folder: Path, curves: Sequence[PictureFile],
+    sections: Sequence[Section], lowered: Sequence[Lowered],
+) -> str:  # fmt: skip
+    """The report's HTML; every number comes from `metrics`, the sections, the bundle's `lowered` or the run's files.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the figures of `curves` and `sections` lie.
+    sections : sequence of Section
+        Analyses of the scored rows and of all instances together; each instance's own are read from its folder.
+    """
+    return render_page(
+        "report.html.j2",
+        "metabatch.evaluation",
         metrics=metrics,
         classes=plan.columns.classes,
         answer=answer_lines(metrics),
-        helps=not any(d["ap"] is not None and d["ap"] <= 0 for d in differences),
-        figures=[{"name": f.stem, "data": _data_url(f)} for f in figures],
-        facts=_facts(plan, lowered),
+        helps=helps(metrics),
+        figures=curves,
+        sections=sections,
+        instances=_instances(run, plan),
+        url=functools.partial(picture_url, folder),
+        facts=plan_facts(plan, lowered),
         resources=_resources(run, plan),
         warnings=plan.warnings,
         version=__version__,
         fingerprint=plan.fingerprint[:12],
     )
+
+
+def _instances(run: RunDir, plan: Plan) -> list[dict[str, Any]]:
+    """What each instance found about itself; none when no analyses were asked for."""
+    found = []
+    for planned in plan.instances:
+        root = run.instance(planned.index).root
+        if (root / "analysis.json").is_file():
+            sections = msgspec.json.decode((root / "analysis.json").read_bytes(), type=Sections)
+            url = functools.partial(picture_url, root)
+            found.append({"index": planned.index, "sections": sections.analyses, "off": sections.off, "url": url})
+    return found
 
 
 def _resources(run: RunDir, plan: Plan) -> list[dict[str, Any]]:
@@ -53,15 +76,3 @@ def _resources(run: RunDir, plan: Plan) -> list[dict[str, Any]]:
             }
         )  # fmt: skip
     return rows
-
-
-def _data_url(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def _small(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
-
-
-def _megabytes(value: int) -> str:
-    return f"{value / 2**20:,.0f} MiB"

@@ -12,6 +12,7 @@ import polars as pl
 from metabatch.analysis.ablation import ablation
 from metabatch.analysis.calibration import calibration
 from metabatch.analysis.comparison import compare
+from metabatch.analysis.curves import curves
 from metabatch.analysis.frame import Found, ImpossibleError, Section, Sections, save_sections, study
 from metabatch.analysis.genes import compare_genes
 from metabatch.analysis.importance import importance
@@ -70,6 +71,10 @@ def _comparison(material: Material) -> tuple[dict[str, object] | None, str]:
 
 def _out_of_fold(material: Material) -> str:
     return f"{material.scored.described()}, each scored by fold models that did not see its gene (out of fold)"
+
+
+def _curves(material: Material) -> Found:
+    return curves(material.scored, material.classes, on=_out_of_fold(material))
 
 
 def _overfitting(material: Material) -> Found:
@@ -147,6 +152,7 @@ def _ablation(material: Material) -> Found:
 
 
 _STUDIES: dict[str, tuple[str, Callable[[Material], Found]]] = {
+    "curves": ("Precision, recall, ROC", _curves),
     "overfitting": ("Overfitting", _overfitting),
     "calibration": ("Calibration", _calibration),
     "thresholds": ("Thresholds", _thresholds),
