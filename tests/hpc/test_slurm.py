@@ -14,8 +14,8 @@ from tests.conftest import DEMO, succeed
 from tests.hpc.conftest import Cluster, models
 
 MANY = (
-    "plan --quiet --analyses none --strategy multi-instance --genes-per-instance 8 --min-instances 7 --holdout-fraction 0 "
-    "--n-folds 2 --learning-rate 0.3 --early-stopping-patience 0 --n-estimators 100"
+    "plan --quiet --analyses none --strategy multi-instance --genes-per-instance 8 --min-instances 7 "
+    "--holdout-fraction 0 --n-folds 2 --learning-rate 0.3 --early-stopping-patience 0 --n-estimators 100"
 )
 SINGLE = (
     "plan --quiet --analyses none --strategy single --n-folds 2 --learning-rate 0.3 --early-stopping-patience 0 "
