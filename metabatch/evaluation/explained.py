@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from metabatch.analysis.frame import Found, ImpossibleError, Section, Sections, Shown, save_sections, study
+from metabatch.analysis.frame import Found, ImpossibleError, Sections, Shown, save_sections, study
 from metabatch.analysis.genes import compare_genes
 from metabatch.analysis.importance import merge_importance
 from metabatch.analysis.importance_pictures import importance_pictures
