@@ -10,7 +10,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from metabatch.evaluation.comparison import ScoredRows
+from metabatch.analysis.scored import ScoredRows
 from metabatch.metrics.classification import reliability
 from metabatch.rundir.layout import class_stems
 
