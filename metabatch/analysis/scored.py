@@ -10,7 +10,9 @@ import numpy as np
 import polars as pl
 
 from metabatch.analysis.sampling import draw_units
-from metabatch.rundir.manifests import Columns
+from metabatch.rundir.layout import RunDir
+from metabatch.rundir.manifests import Columns, Plan
+from metabatch.rundir.tables import read_genes
 
 # More rows than this are not held: whole units are drawn, and the analysis says so.
 MOST_ROWS = 300_000
@@ -55,39 +57,36 @@ class ScoredRows:
 
 
 def load_scored(
-    path: Path | Sequence[Path], columns: Columns, groups: Mapping[str, str], *, most: int | None = None, seed: int = 0,
-    genes: Iterable[str] | None = None,
+    path: Path | Sequence[Path] | Mapping[Path, Iterable[str]], columns: Columns, groups: Mapping[str, str], *,
+    most: int | None = None, seed: int = 0, genes: Iterable[str] | None = None, only_scores: bool = False,
 ) -> ScoredRows:  # fmt: skip
     """Read oof.parquet or predictions.parquet, a column after the other.
 
     Parameters
     ----------
-    path : Path or sequence of Path
-        Several of the same columns are read as one.
+    path : Path, sequence of Path, or mapping
+        Several of the same columns are read as one. A mapping says which genes are read from which file; a gene may
+        stand in several files, but is read from one only.
     groups : mapping
         gene_id -> resampling unit.
     most : int, optional
         Draw whole units when there are more rows than this.
     genes : iterable of str, optional
         Of these genes only.
+    only_scores : bool
+        Leave out raw, fold, position and strand.
     """
-    lazy = pl.scan_parquet([path] if isinstance(path, Path) else list(path))
-    names = lazy.collect_schema().names()
-    sizes = lazy.select("gene_id").group_by("gene_id").len("rows").collect().sort("gene_id")
-    if genes is not None:
-        sizes = sizes.filter(pl.col("gene_id").is_in(list(genes)))
-    sizes = sizes.with_columns(unit=pl.col("gene_id").replace_strict(dict(groups), return_dtype=pl.String))
+    files = _Files(path, genes)
+    names = files.names
+    sizes = files.sizes.with_columns(unit=pl.col("gene_id").replace_strict(dict(groups), return_dtype=pl.String))
     of_rows, of_genes = int(sizes["rows"].sum()), sizes.height
     units = sizes.group_by("unit").agg(pl.col("rows").sum()).sort("unit")
     if most is not None:
         units = units.filter(pl.Series(draw_units(units["rows"].to_numpy(), most, seed)))
     sizes = sizes.join(units.select("unit").with_row_index("group"), on="unit").sort("gene_id")
     wanted = sizes["gene_id"]
-    whole = len(wanted) == of_genes and genes is None
-
-    def read(expression: pl.Expr) -> np.ndarray:
-        here = lazy if whole else lazy.filter(pl.col("gene_id").is_in(wanted.implode()))
-        return here.select(expression.alias("x")).collect()["x"].to_numpy()
+    files.keep(wanted)
+    read = files.read
 
     def scores(suffix: str, have: Iterable[str]) -> np.ndarray:
         found = np.full((len(gene), len(columns.classes)), np.nan, dtype=np.float32)
@@ -99,7 +98,7 @@ def load_scored(
     gene = read(pl.col("gene_id").replace_strict(wanted, pl.int_range(len(wanted), eager=True), return_dtype=pl.UInt32))
     classes = list(columns.classes)
     position = strand = None
-    if "position" in names:
+    if "position" in names and not only_scores:
         kept = read(pl.col("position").cast(pl.Int64, strict=False))
         if kept.dtype == np.int64:  # a position that is missing is no place
             position, strand = kept, np.ones(len(gene), dtype=np.int64)
@@ -108,6 +107,7 @@ def load_scored(
                 sign = pl.when(text.is_in(_FORWARD)).then(1).when(text.is_in(_BACKWARD)).then(-1).otherwise(0)
                 known = read(sign.cast(pl.Int64))
                 strand = known if known.all() else strand
+    raw = f"{classes[0]}_raw" in names and not only_scores
     return ScoredRows(
         gene=gene,
         group=sizes["group"].to_numpy()[gene],
@@ -118,8 +118,59 @@ def load_scored(
         gene_names=wanted.to_list(),
         of_rows=of_rows,
         of_genes=of_genes,
-        raw=scores("_raw", classes) if f"{classes[0]}_raw" in names else None,
-        fold=read(pl.col("fold")) if "fold" in names else None,
+        raw=scores("_raw", classes) if raw else None,
+        fold=read(pl.col("fold")) if "fold" in names and not only_scores else None,
         position=position,
         strand=strand,
     )
+
+
+def load_out_of_fold(
+    run: RunDir, plan: Plan, *, most: int | None = MOST_ROWS, only_scores: bool = False
+) -> ScoredRows:  # fmt: skip
+    """The training genes' out-of-fold rows of all instances, each gene from the instance where it is core."""
+    core = pl.read_parquet(run.assignments).filter(pl.col("role") == "core")
+    paths = {
+        run.instance(p.index).root / "oof.parquet": core.filter(pl.col("instance") == p.index)["gene_id"]
+        for p in plan.instances
+    }
+    groups = resampling_units(run, plan)
+    return load_scored(paths, plan.columns, groups, most=most, seed=plan.seed, only_scores=only_scores)
+
+
+def resampling_units(run: RunDir, plan: Plan) -> dict[str, str]:
+    """gene_id -> what is resampled as a whole: the split group where there is one, else the gene."""
+    genes = read_genes(run)
+    unit = "split_group" if plan.columns.split else "gene_id"
+    return dict(zip(genes["gene_id"], genes[unit], strict=True))
+
+
+class _Files:
+    """Files read as one, a column at a time, each for its own genes (None: all it has)."""
+
+    def __init__(self, path: Path | Sequence[Path] | Mapping[Path, Iterable[str]], genes: Iterable[str] | None) -> None:
+        self._of: list[tuple[Path, pl.Series | None]]
+        if isinstance(path, Mapping):
+            self._of = [(p, pl.Series("gene_id", list(own), pl.String)) for p, own in path.items()]
+        else:
+            self._of = [(p, None) for p in ([path] if isinstance(path, Path) else path)]
+        if genes is not None:
+            self.keep(pl.Series("gene_id", list(genes), pl.String))
+        self.names = pl.scan_parquet(self._of[0][0]).collect_schema().names()
+        found = [f.group_by("gene_id").agg(pl.len().alias("rows")).collect() for f in self._frames()]
+        self.sizes = pl.concat(found).group_by("gene_id").agg(pl.col("rows").sum()).sort("gene_id")
+
+    def keep(self, genes: pl.Series) -> None:
+        """From now on, rows of these genes only."""
+        self._of = [(p, genes if own is None else own.filter(own.is_in(genes.implode()))) for p, own in self._of]
+
+    def read(self, expression: pl.Expr) -> np.ndarray:
+        """One column, in the order of the files."""
+        return pl.concat([f.select(expression.alias("x")).collect()["x"] for f in self._frames()]).to_numpy()
+
+    def _frames(self) -> list[pl.LazyFrame]:
+        frames = []
+        for path, own in self._of:
+            lazy = pl.scan_parquet(path)
+            frames.append(lazy if own is None else lazy.filter(pl.col("gene_id").is_in(own.implode())))
+        return frames

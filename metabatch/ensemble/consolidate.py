@@ -13,6 +13,8 @@ import polars as pl
 import xgboost as xgb
 
 from metabatch import __version__
+from metabatch.analysis.scored import load_out_of_fold
+from metabatch.analysis.thresholds import best_thresholds
 from metabatch.ensemble.bundle import BUNDLE_FILE, member_folder
 from metabatch.ensemble.estimator import MetaModel
 from metabatch.errors import InputError
@@ -120,7 +122,16 @@ def _bundle(run: RunDir, plan: Plan) -> Bundle:
         features=read_features(run).features,
         members=tuple(BundleMember(index=p.index, genes=p.genes, rows=p.rows) for p in plan.instances),
         lowered=(*plan.lowered, *_in_parts(run, plan)),
+        thresholds=_thresholds(run, plan),
     )
+
+
+def _thresholds(run: RunDir, plan: Plan) -> dict[str, float]:
+    """Per class, the threshold of the best F1 on the instances' out-of-fold rows; none without cross-validation."""
+    if not plan.options.n_folds:
+        return {}
+    rows = load_out_of_fold(run, plan, only_scores=True)
+    return {name: t for name, t in best_thresholds(rows, plan.columns.classes).items() if t is not None}
 
 
 def _in_parts(run: RunDir, plan: Plan) -> list[Lowered]:

@@ -8,15 +8,16 @@ from shlex import quote
 from typing import Any
 
 import msgspec
-import polars as pl
 
+from metabatch.analysis.per_gene import per_gene
+from metabatch.analysis.scored import load_out_of_fold, load_scored, resampling_units
 from metabatch.data.shards import verify_unchanged
 from metabatch.ensemble.bundle import load_bundle
 from metabatch.ensemble.consolidate import check_instances, instance_markers
 from metabatch.errors import InputError
-from metabatch.evaluation.comparison import compare, load_scored, per_gene, scored_rows
+from metabatch.evaluation.comparison import compare
 from metabatch.evaluation.figures import draw_figures
-from metabatch.evaluation.honest import read_oof, score
+from metabatch.evaluation.honest import score
 from metabatch.evaluation.report import render
 from metabatch.resources.limits import cpu_count, memory_limits
 from metabatch.resources.signals import stop_on_signal
@@ -28,7 +29,6 @@ from metabatch.rundir.lock import hold_folder
 from metabatch.rundir.manifests import Plan, save
 from metabatch.rundir.markers import MARKER, check_stage, finish_stage, is_marked
 from metabatch.rundir.publish import attempt_folder, sha256_file, write_bytes
-from metabatch.rundir.tables import read_genes
 
 
 @dataclass(frozen=True)
@@ -62,26 +62,26 @@ def evaluate(run: RunDir, *, threads: int | None = None, force: bool = False) ->
         )
     verify_unchanged(plan.dataset)
     model = load_bundle(run.ensemble, threads=threads or cpu_count())
-    groups = _groups(run, plan)
+    groups = resampling_units(run, plan)
     accounts = Accounts()
     with stop_on_signal() as stop, hold_folder(run.evaluation), attempt_folder(run.evaluation) as folder:
         with accounts.phase("score") as phase:
             scored = score(run, plan, model, folder, stop)
             phase.rows_read, phase.rows_asked = scored.count.read, scored.count.asked
         with accounts.phase("metrics"):
-            rows = load_scored(folder / "predictions.parquet", plan, groups)
+            rows = load_scored(folder / "predictions.parquet", plan.columns, groups, only_scores=True)
             metrics: dict[str, Any] = {
                 "format_version": 1, "how": scored.how, "genes": scored.genes, "rows": scored.rows,
                 "weighted_by": plan.columns.weight,
             }  # fmt: skip
-            metrics |= compare(rows, plan, scored.members)
-            metrics["out_of_fold"] = (
-                _out_of_fold(run, plan, groups) if plan.holdout.genes and plan.options.n_folds else None
-            )
+            # Without a holdout the genes scored are those that chose the thresholds: no honest figure.
+            thresholds = model.bundle.thresholds if plan.holdout.genes else None
+            metrics |= compare(rows, plan, scored.members, thresholds)
+            metrics["out_of_fold"] = _out_of_fold(run, plan) if plan.holdout.genes and plan.options.n_folds else None
             for scratch in scored.members.values():
                 scratch.unlink()
         with accounts.phase("report"):
-            per_gene(rows, plan).write_parquet(folder / "per_gene.parquet")
+            per_gene(rows, plan.columns.classes).write_parquet(folder / "per_gene.parquet")
             figures = draw_figures(rows, plan.columns.classes, folder / "figures")
             save(folder / "metrics.json", metrics)
             metrics = msgspec.json.decode((folder / "metrics.json").read_bytes())
@@ -123,25 +123,12 @@ def _is_current(run: RunDir, plan: Plan, inputs: dict[str, str]) -> bool:
         return False
 
 
-def _groups(run: RunDir, plan: Plan) -> dict[str, str]:
-    genes = read_genes(run)
-    unit = "split_group" if plan.columns.split else "gene_id"
-    return dict(zip(genes["gene_id"], genes[unit], strict=True))
-
-
-def _out_of_fold(run: RunDir, plan: Plan, groups: dict[str, str]) -> dict[str, Any]:
-    """Base and meta on the training genes' out-of-fold rows, each gene from the instance where it is core."""
-    core = pl.read_parquet(run.assignments).filter(pl.col("role") == "core")
-    parts: list[pl.DataFrame] = []
-    for planned in plan.instances:
-        mine = core.filter(pl.col("instance") == planned.index)["gene_id"]
-        narrow = ["gene_id", "label", "weight", *(f"{c}_score" for c in plan.columns.scores),
-                  *(f"{c}_meta" for c in plan.columns.classes)]  # fmt: skip
-        tables = read_oof(run.instance(planned.index).root / "oof.parquet", mine, plan)
-        parts += [pl.DataFrame(pl.from_arrow(t.select(narrow))) for t in tables]
-    rows = scored_rows(pl.concat(parts), plan, groups)
+def _out_of_fold(run: RunDir, plan: Plan) -> dict[str, Any]:
+    """Base and meta on the training genes' out-of-fold rows; whole genes drawn when there are very many."""
+    rows = load_out_of_fold(run, plan, only_scores=True)
     found = compare(rows, plan, {})
+    drawn = f": {rows.described()}" if len(rows) < rows.of_rows else ""
     return {
-        "how": "training genes, out of fold", "genes": len(rows.gene_names), "rows": len(rows.label),
+        "how": f"training genes, out of fold{drawn}", "genes": len(rows.gene_names), "rows": len(rows),
         **{k: found[k] for k in ("base", "meta", "difference")},
     }  # fmt: skip

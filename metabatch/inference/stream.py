@@ -43,7 +43,7 @@ def predict(
     model: str | os.PathLike[str], data: str | os.PathLike[str], out: Path, *, fill_missing_kmers: bool = False,
     threads: int | None = None, force: bool = False,
 ) -> PredictResult:  # fmt: skip
-    """Write a folder of parquet parts: group and id columns, base scores, `{class}_meta`.
+    """Write a folder of parquet parts: group and id columns, base scores, `{class}_meta`, `{class}_call`.
 
     Parameters
     ----------
@@ -83,6 +83,8 @@ def predict(
         return PredictResult(rows, len(done.files), already=True)
     if estimator.bundle.columns.group not in schema:
         log.warning("the data has no column %s: the predictions are written without it", estimator.bundle.columns.group)
+    if not estimator.bundle.thresholds:
+        log.info("the model has no thresholds (no out-of-fold scores): CLASS_call is not written")
     types = carried_types(schema, (estimator.bundle.columns.group, *estimator.bundle.columns.ids))
     rows, parts = 0, 0
     with _no_empty_folder(out), stop_on_signal() as stop, hold_folder(out), attempt_folder(out) as folder:
@@ -160,7 +162,10 @@ def _predict_file(estimator: MetaModel, file: Path, types: Mapping[str, CarriedT
 
 
 def output_batch(estimator: MetaModel, table: pa.Table, types: Mapping[str, CarriedType], where: str) -> pa.Table:
-    """Group and id columns (`types`), `{class}_score` where the data has it, `{class}_meta` (float32)."""
+    """Group and id columns (`types`), `{class}_score` where the data has it, `{class}_meta` (float32).
+
+    `{class}_call` (bool), for classes with a threshold: whether `{class}_meta` reaches it.
+    """
     columns = estimator.bundle.columns
     proba = estimator.predict_batch(table, where=where)
     data: dict[str, object] = dict(carried(table, types))
@@ -168,5 +173,8 @@ def output_batch(estimator: MetaModel, table: pa.Table, types: Mapping[str, Carr
         if column in table.column_names:
             data[f"{name}_score"] = as_float32(table.column(column))
     for code, name in enumerate(columns.classes):
-        data[f"{name}_meta"] = pa.array(proba[:, code].astype("float32"))
+        meta = proba[:, code].astype("float32")
+        data[f"{name}_meta"] = pa.array(meta)
+        if name in estimator.bundle.thresholds:  # of the number as it is written: a reader comes to the same calls
+            data[f"{name}_call"] = pa.array(meta >= estimator.bundle.thresholds[name])
     return pa.table(data)

@@ -239,7 +239,10 @@ class BundleMember(_Manifest, frozen=True, kw_only=True):
 
 
 class Bundle(_Manifest, frozen=True, kw_only=True):
-    """ensemble/bundle.json: everything a prediction needs besides the boosters."""
+    """ensemble/bundle.json: everything a prediction needs besides the boosters.
+
+    thresholds : class -> threshold of the meta-model's score for a call; empty without out-of-fold scores.
+    """
 
     format_version: int = FORMAT_VERSION
     metabatch_version: str
@@ -251,6 +254,7 @@ class Bundle(_Manifest, frozen=True, kw_only=True):
     features: tuple[Feature, ...]
     members: tuple[BundleMember, ...]
     lowered: tuple[Lowered, ...] = ()
+    thresholds: dict[str, float] = {}
 
 
 def to_json(value: Any) -> bytes:
