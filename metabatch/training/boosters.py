@@ -18,12 +18,22 @@ from metabatch.training.checkpoints import Saved, Slot
 
 # A gain of the held-out loss below this is none.
 _LOSS_DECIMALS = 6
+# The curve of the training rows is drawn from so many of them at most: it is looked at after every round.
+_CURVE_ROWS = 50_000
 _FACTS = ("rounds", "trained_rounds", "stopped_early", "train_logloss", "held_out_logloss")
+_ARRAYS = ("scores", "curve_train", "curve_held_out")
 
 
 @dataclass(frozen=True)
 class FoldResult:
-    """A fold model's outcome. `rounds`: trees up to the best round; `scores`: of the held-out rows, float32."""
+    """A fold model's outcome.
+
+    rounds : trees up to the best round.
+    scores : of the held-out rows, float32.
+    curve_train, curve_held_out : float32, shape (trained_rounds,): weighted log loss after each round; of the training
+        rows from `_CURVE_ROWS` of them at most.
+    model : the trees up to the best round as UBJSON, when they were to be kept.
+    """
 
     rounds: int
     trained_rounds: int
@@ -31,6 +41,9 @@ class FoldResult:
     train_logloss: float
     held_out_logloss: float
     scores: np.ndarray
+    curve_train: np.ndarray
+    curve_held_out: np.ndarray
+    model: bytes | None = None
 
 
 class _Judge:
@@ -47,18 +60,33 @@ class _Judge:
             held_out,
             patience,
         )
+        self._some, self._some_weight = _standing_for(positive, weight, ~held_out, _CURVE_ROWS)
+        self._some_truth = positive[self._some]
         self.loss = float("nan")
         self.rounds = 0
         self.scores = np.empty(0, dtype=np.float32)
+        self._curve: list[tuple[float, float]] = []
 
     def resume(self, saved: Saved) -> None:
         """Go on from a checkpoint."""
         self.loss, self.rounds = saved.number("held_out_logloss"), int(saved.facts["rounds"])
-        self.scores = saved.scores().copy()
+        self.scores = saved.array("scores").copy()
+        self._curve = list(zip(saved.array("curve_train"), saved.array("curve_held_out"), strict=True))
+
+    def curves(self) -> dict[str, np.ndarray]:
+        """Log loss of training and held-out rows after each round, float32."""
+        train, held_out = np.array(self._curve, dtype=np.float32).reshape(-1, 2).T
+        return {"curve_train": train, "curve_held_out": held_out}
+
+    def growing(self) -> dict[str, np.ndarray]:
+        """What must be kept to go on."""
+        return {"scores": self.scores, **self.curves()}
 
     def look(self, predictions: np.ndarray, rounds: int) -> None:
         """`predictions`: shape (n,), after so many `rounds`."""
-        loss = round(log_loss(predictions[self._held_out], self._truth, self._weight), _LOSS_DECIMALS)
+        exact = log_loss(predictions[self._held_out], self._truth, self._weight)
+        self._curve.append((log_loss(predictions[self._some], self._some_truth, self._some_weight), exact))
+        loss = round(exact, _LOSS_DECIMALS)
         if not self._patience or not len(self.scores) or loss < self.loss:
             self.loss, self.rounds = loss, rounds
             self.scores.resize(len(predictions), refcheck=False)
@@ -98,9 +126,29 @@ def log_loss(p: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> float:
     return float((weight * loss).sum() / total)
 
 
+def _standing_for(
+    positive: np.ndarray, weight: np.ndarray, among: np.ndarray, most: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """At most `most` rows `among` all, evenly spaced, and their weights: each side keeps its whole weight.
+
+    The rarer side is taken whole where it has less than half of `most`, as most of the log loss lies there.
+    """
+    sides = [np.flatnonzero(among & (positive == side)) for side in (True, False)]
+    half = most // 2
+    room = [max(half, most - len(other)) for other in reversed(sides)]
+    rows, weights = [], []
+    for side, most_here in zip(sides, room, strict=True):
+        some = side if len(side) <= most_here else side[np.linspace(0, len(side) - 1, most_here).astype(np.int64)]
+        own = weight[some].astype(np.float64)
+        whole = weight[side].sum(dtype=np.float64)
+        rows.append(some)
+        weights.append(own * (whole / own.sum() if own.sum() else 0.0))
+    return np.concatenate(rows), np.concatenate(weights)
+
+
 def train_fold(
     matrix: xgb.DMatrix, params: dict[str, object], positive: np.ndarray, weight: np.ndarray, held_out: np.ndarray,
-    rounds: int, patience: int, on_round: Callable[[], None], slot: Slot | None = None,
+    rounds: int, patience: int, on_round: Callable[[], None], slot: Slot | None = None, *, keep: bool = False,
 ) -> FoldResult:  # fmt: skip
     """Train on the rows outside `held_out`; stop when the held-out log loss has not improved for the patience.
 
@@ -115,6 +163,8 @@ def train_fold(
         Rounds without gain before stopping; 0: all `rounds` are trained and kept.
     slot : Slot, optional
         Where the booster is kept while it grows, and the outcome afterwards; what lies there is used.
+    keep : bool
+        Keep the model, up to its best round, in the outcome.
     """
     saved = slot.read() if slot else None
     if saved is not None and saved.finished:
@@ -131,7 +181,7 @@ def train_fold(
         on_round()
         if slot:
             facts = {"rounds_done": trained + 1, "rounds": judge.rounds, "held_out_logloss": judge.loss}
-            slot.keep_growing(booster, facts, judge.scores)
+            slot.keep_growing(booster, facts, judge.growing)
     kept = ~held_out
     outcome = FoldResult(
         rounds=judge.rounds,
@@ -140,10 +190,12 @@ def train_fold(
         train_logloss=log_loss(judge.scores[kept], positive[kept], weight[kept]),
         held_out_logloss=judge.loss,
         scores=judge.scores[held_out],
+        **judge.curves(),
+        model=bytes(booster[: judge.rounds].save_raw("ubj")) if keep else None,
     )
     if slot:
         facts = {n: getattr(outcome, n) for n in _FACTS} | {"rounds_done": trained}
-        slot.keep_finished(facts, scores=outcome.scores)
+        slot.keep_finished(facts, model=outcome.model, arrays={n: getattr(outcome, n) for n in _ARRAYS})
     return outcome
 
 
@@ -167,7 +219,7 @@ def train_final(
         booster.update(matrix, trained)
         on_round()
         if slot:
-            slot.keep_growing(booster, {"rounds_done": trained + 1}, None)
+            slot.keep_growing(booster, {"rounds_done": trained + 1})
     booster.reset()  # lets go of histograms and caches, which would pile up class by class
     if slot:
         slot.keep_finished({"rounds_done": rounds}, model=booster.save_raw("ubj"))
@@ -189,7 +241,8 @@ def _known(saved: Saved) -> FoldResult:
     return FoldResult(
         rounds=int(facts["rounds"]), trained_rounds=int(facts["trained_rounds"]),
         stopped_early=bool(facts["stopped_early"]), train_logloss=saved.number("train_logloss"),
-        held_out_logloss=saved.number("held_out_logloss"), scores=saved.scores(),
+        held_out_logloss=saved.number("held_out_logloss"), **{n: saved.array(n) for n in _ARRAYS},
+        model=saved.blobs.get("model"),
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -28,7 +29,8 @@ from metabatch.rundir.publish import replace_file
 
 log = logging.getLogger(__name__)
 _Blobs = dict[str, bytes | bytearray | memoryview]
-_MAGIC = "metabatch-checkpoint 1"
+_MAGIC = "metabatch-checkpoint 2"
+_NOTHING: Mapping[str, np.ndarray] = MappingProxyType({})
 # Writing a checkpoint may take this part of the time between two; slow ones are written less often.
 _SHARE = 0.01
 
@@ -47,7 +49,7 @@ class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint as read. `facts`: numbers that go with it; `blobs`: model, configuration, scores."""
+    """A checkpoint as read. `facts`: numbers that go with it; `blobs`: model, configuration, arrays."""
 
     finished: bool
     facts: dict[str, Any]
@@ -58,9 +60,9 @@ class Saved:
         value = self.facts[name]
         return float("nan") if value is None else float(value)
 
-    def scores(self) -> np.ndarray:
-        """Scores, float32."""
-        return np.frombuffer(self.blobs["scores"], dtype=np.float32)
+    def array(self, name: str) -> np.ndarray:
+        """One of the arrays, float32, one-dimensional, not to be written to."""
+        return np.frombuffer(self.blobs[name], dtype=np.float32)
 
 
 class Checkpoints:
@@ -126,8 +128,12 @@ class Slot:
         self._owner.on_restored(rounds)
         return saved
 
-    def keep_growing(self, booster: xgb.Booster, facts: dict[str, Any], scores: np.ndarray | None) -> None:
+    def keep_growing(
+        self, booster: xgb.Booster, facts: dict[str, Any], arrays: Callable[[], Mapping[str, np.ndarray]] | None = None
+    ) -> None:
         """Called after every round: keeps the booster when it is time to, or when the work is to stop (then raises).
+
+        `arrays`: gives the float32 arrays to keep with it, when it is time.
 
         Raises
         ------
@@ -137,23 +143,20 @@ class Slot:
         if self._stop.signal is not None or self._is_due():
             begun = time.monotonic()
             blobs: _Blobs = {"model": booster.save_raw("ubj"), "config": booster.save_config().encode()}
-            if scores is not None:
-                blobs["scores"] = memoryview(scores).cast("B")
-            self._write(facts, blobs, finished=False)
+            self._write(facts, blobs | _as_blobs(arrays() if arrays else {}), finished=False)
             self._kept_at = time.monotonic()
             self._cost = self._kept_at - begun
             self._owner.writing_seconds += self._cost
         self._stop.check()
 
     def keep_finished(
-        self, facts: dict[str, Any], *, model: bytearray | None = None, scores: np.ndarray | None = None
-    ) -> None:
-        """The booster is through: keep what the instance needs of it."""
+        self, facts: dict[str, Any], *, model: bytes | bytearray | None = None,
+        arrays: Mapping[str, np.ndarray] = _NOTHING,
+    ) -> None:  # fmt: skip
+        """The booster is through: keep what the instance needs of it. `arrays`: of float32."""
         blobs: _Blobs = {} if model is None else {"model": model}
-        if scores is not None:
-            blobs["scores"] = memoryview(np.ascontiguousarray(scores)).cast("B")
         begun = time.monotonic()
-        self._write(facts, blobs, finished=True)
+        self._write(facts, blobs | _as_blobs(arrays), finished=True)
         self._owner.writing_seconds += time.monotonic() - begun
 
     def _is_due(self) -> bool:
@@ -166,6 +169,10 @@ class Slot:
         first = f"{_MAGIC} {hashlib.sha256(header).hexdigest()}\n".encode()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(self._path, (first, header, b"\n", *blobs.values()))
+
+
+def _as_blobs(arrays: Mapping[str, np.ndarray]) -> _Blobs:
+    return {name: memoryview(np.ascontiguousarray(a, dtype=np.float32)).cast("B") for name, a in arrays.items()}
 
 
 def _read(path: Path, key: str) -> Saved:

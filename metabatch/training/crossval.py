@@ -20,6 +20,7 @@ from metabatch.training.checkpoints import Slot
 from metabatch.training.matrix import Rows
 
 log = logging.getLogger(__name__)
+_CURVE_POINTS = 100  # of a fold in metrics.json
 
 
 @dataclass
@@ -27,6 +28,8 @@ class CrossValidation:
     """raw, meta : out-of-fold scores, shape (n, k): booster output; calibrated and normalised (by `cross_fitted`).
 
     folds : per class, one result a fold (scores dropped). rounds : recommended trees per class.
+    kept : per class a fold and its model (UBJSON, up to its best round), which did not train on that fold's rows; the
+        same fold for all classes where one can judge them all, none for a class that no fold can judge.
     """
 
     raw: np.ndarray
@@ -34,6 +37,7 @@ class CrossValidation:
     fold: np.ndarray
     folds: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     rounds: dict[str, int] = field(default_factory=dict)
+    kept: dict[str, tuple[int, bytes]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,18 +76,25 @@ def cross_validate(
     options, classes = plan.options, plan.columns.classes
     raw = np.full((len(rows), len(classes)), np.nan, dtype=np.float32)
     result = CrossValidation(raw=raw, meta=raw, fold=fold)
+    orders = [_folds_in_order(fold, rows.label == code, rows.weight) for code in range(len(classes))]
+    keep = _folds_to_keep(orders)
     for code, name in enumerate(classes):
         positive = rows.label == code
         results: dict[int, dict[str, Any]] = {}
         best: list[int] = []
-        for number, judges in _folds_in_order(fold, positive, rows.weight):
+        for number, judges in orders[code]:
             held_out = fold == number
             params = booster_params(options, plan.booster, threads, booster_seed(plan.seed, instance, code, number))
             # No held-out loss to stop by: as many trees as the other folds found best.
             limit = options.n_estimators if judges else recommended_rounds(best, options.n_estimators)
             patience = options.early_stopping_patience if judges else 0
             slot = slot_of(code, number, params)
-            outcome = train_fold(matrix, params, positive, rows.weight, held_out, limit, patience, on_round, slot)
+            outcome = train_fold(
+                matrix, params, positive, rows.weight, held_out, limit, patience, on_round, slot,
+                keep=number == keep[code],
+            )  # fmt: skip
+            if outcome.model is not None:
+                result.kept[name] = number, outcome.model
             if judges:
                 best.append(outcome.rounds)
             on_saved(options.n_estimators - outcome.trained_rounds)
@@ -92,7 +103,7 @@ def cross_validate(
                 "%s, fold %d: best of %d rounds is %d, log loss %.5f trained, %.5f held out",
                 name, number, outcome.trained_rounds, outcome.rounds, outcome.train_logloss, outcome.held_out_logloss,
             )  # fmt: skip
-            record = _record(number, outcome, positive[held_out], rows.weight[held_out], raw[held_out, code])
+            record = _record(number, outcome, positive, rows.weight, held_out)
             results[number] = record if judges else record | {"best_rounds": None, "stopped_early": False}
             del outcome
             on_fold()
@@ -111,9 +122,18 @@ def _folds_in_order(fold: np.ndarray, positive: np.ndarray, weight: np.ndarray) 
     return sorted(found, key=lambda f: not f[1])
 
 
+def _folds_to_keep(orders: Sequence[Sequence[tuple[int, bool]]]) -> list[int | None]:
+    """For every class the fold whose model is kept: the lowest that can judge all classes, or else this one."""
+    judging = [{number for number, judges in order if judges} for order in orders]
+    common = set.intersection(*judging)
+    return [min(common or mine, default=None) for mine in judging]
+
+
 def _record(
-    number: int, outcome: FoldResult, positive: np.ndarray, weight: np.ndarray, score: np.ndarray
+    number: int, outcome: FoldResult, positive: np.ndarray, weight: np.ndarray, held_out: np.ndarray
 ) -> dict[str, Any]:
+    trained = weight[~held_out].sum(dtype=np.float64)
+    hits = weight[~held_out & positive].sum(dtype=np.float64)
     return {
         "fold": number,
         "best_rounds": outcome.rounds,
@@ -121,7 +141,24 @@ def _record(
         "stopped_early": outcome.stopped_early,
         "train_log_loss": outcome.train_logloss,
         "held_out_log_loss": outcome.held_out_logloss,
-        **class_metrics(score, positive, weight),
+        "train_prevalence": float(hits / trained) if trained else None,
+        "curve": _thinned(outcome),
+        **class_metrics(outcome.scores, positive[held_out], weight[held_out]),
+    }
+
+
+def _thinned(outcome: FoldResult) -> dict[str, list[float]]:
+    """The curves at no more than `_CURVE_POINTS` rounds (counted from 1), evenly spaced; the best one is among them.
+
+    Five digits: the weighted log loss of a rare class is of the order of 1e-5.
+    """
+    spaced = np.linspace(1, outcome.trained_rounds, min(outcome.trained_rounds, _CURVE_POINTS - 1)).round()
+    rounds = np.union1d(spaced.astype(np.int64), [outcome.rounds])
+    rounds = rounds[rounds > 0]
+    return {
+        "rounds": rounds.tolist(),
+        "train": [float(f"{v:.5g}") for v in outcome.curve_train[rounds - 1]],
+        "held_out": [float(f"{v:.5g}") for v in outcome.curve_held_out[rounds - 1]],
     }
 
 

@@ -148,6 +148,6 @@ def test_the_time_between_checkpoints_grows_with_what_they_cost(tmp_path: Path, 
     writes = []
     for _ in range(50):
         before = (tmp_path / "other.ckpt").stat().st_mtime_ns if (tmp_path / "other.ckpt").exists() else 0
-        eager.keep_growing(xgb.Booster(params(), [table.matrix]), {"rounds_done": 1}, None)
+        eager.keep_growing(xgb.Booster(params(), [table.matrix]), {"rounds_done": 1})
         writes.append((tmp_path / "other.ckpt").stat().st_mtime_ns != before)
     assert sum(writes) < 10  # a hundredth of the time at most, where one after the other takes all of it
