@@ -217,7 +217,7 @@ class _Work:
             )
         with self.accounts.phase("calibration"):
             cv.meta = cross_fitted(cv, rows, plan)
-            return calibrate(cv.raw, rows, classes, plan.options)
+            return calibrate(cv.raw, rows, classes, plan.options, cv.fold)
 
     def _boost(
         self, number: int, matrix: xgb.DMatrix, rows: Rows
