@@ -16,7 +16,7 @@ from metabatch.errors import UsageError
 Strategy = Literal["auto", "single", "external", "multi-instance"]
 MissingValues = Literal["auto", "native"]
 Profile = Literal["default", "auto", "low", "standard", "high"]
-CalibrationMethod = Literal["platt", "isotonic", "none"]
+CalibrationMethod = Literal["platt", "isotonic", "temperature", "none", "auto"]
 
 # In the order of the report.
 ANALYSES = (

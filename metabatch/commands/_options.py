@@ -53,7 +53,7 @@ _TRAINING = {
     "max_bin": ("N", "Bins per feature."),
     "n_folds": ("N", "Folds of the cross-validation by group; 0: none."),
     "early_stopping_patience": ("N", "Rounds without gain on the held-out fold before stopping; 0: never."),
-    "calibration": ("METHOD", "platt, isotonic or none."),
+    "calibration": ("METHOD", "platt, isotonic, temperature, none, or auto: by class, what predicts other genes best."),
     "prior": (
         "LIST",
         "Natural prevalence, CLASS=P separated by commas; the other classes share the rest "

@@ -1,8 +1,9 @@
-"""From boosters' scores to probabilities: Platt scaling, isotonic regression, prior correction.
+"""From boosters' scores to probabilities: Platt scaling, temperature, isotonic regression, prior correction.
 
 Platt: p = sigmoid(a * logit(s) + b), fitted by unpenalised logistic regression on out-of-fold scores
-(J. Platt 1999; on the logit as in A. Niculescu-Mizil and R. Caruana 2005). Isotonic: B. Zadrozny and
-C. Elkan 2002. Prior correction, over all classes at once: M. Saerens et al. 2002, equation 4.
+(J. Platt 1999; on the logit as in A. Niculescu-Mizil and R. Caruana 2005). Temperature: p = sigmoid(logit(s) / T)
+(C. Guo et al. 2017, one class against the rest). Isotonic: B. Zadrozny and C. Elkan 2002. Prior correction, over
+all classes at once: M. Saerens et al. 2002, equation 4.
 """
 
 from __future__ import annotations
@@ -12,22 +13,25 @@ from typing import Literal
 
 import msgspec
 import numpy as np
+from scipy.optimize import minimize_scalar
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 EPS = 1e-7
+# Beyond this a temperature says that the scores hold no information, or are never wrong.
+MOST_TEMPERATURE = 100.0
 
 
 class Calibrator(msgspec.Struct, frozen=True, kw_only=True):
     """One class's calibration, as stored in calibration.json.
 
     method : what is applied; `none` also when a fit was impossible (see `note`).
-    slope, intercept : Platt's a and b.
+    slope, intercept : Platt's a and b; with a temperature T the slope is 1 / T.
     x, y : the isotonic step function's knots.
     """
 
-    method: Literal["platt", "isotonic", "none"]
+    method: Literal["platt", "isotonic", "temperature", "none"]
     slope: float = 1.0
     intercept: float = 0.0
     x: tuple[float, ...] = ()
@@ -37,8 +41,8 @@ class Calibrator(msgspec.Struct, frozen=True, kw_only=True):
     def apply(self, scores: np.ndarray) -> np.ndarray:
         """Calibrated probability of each score, float64, shape as given, within [1e-7, 1 - 1e-7]."""
         p = np.clip(np.asarray(scores, dtype=np.float64), EPS, 1 - EPS)
-        if self.method == "platt":
-            p = _sigmoid(self.slope * _logit(p) + self.intercept)
+        if self.method in ("platt", "temperature"):
+            p = _sigmoid(self.slope * logit(p) + self.intercept)
         elif self.method == "isotonic":
             p = np.interp(p, self.x, self.y)
         return np.clip(p, EPS, 1 - EPS)
@@ -62,32 +66,6 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         calibrated = [self.calibrators[c].apply(raw[:, i]) for i, c in enumerate(self.classes)]
         probabilities = normalise(np.stack(calibrated, axis=1))
         return probabilities if self.prior_ratios is None else normalise(probabilities * np.array(self.prior_ratios))
-
-
-def fit_calibration(
-    raw: np.ndarray, label: np.ndarray, weight: np.ndarray, classes: Sequence[str], method: str,
-    prior: Mapping[str, float],
-) -> Calibration:  # fmt: skip
-    """Fit all classes on out-of-fold scores.
-
-    Parameters
-    ----------
-    raw : ndarray of shape (n, k)
-        Booster probabilities of rows the boosters did not train on.
-    label : ndarray of int, shape (n,)
-        Positions in `classes`.
-    weight : ndarray of shape (n,)
-        Sampling weights (ones for none).
-    method : {'platt', 'isotonic', 'none'}
-    prior : mapping of str to float
-        Natural prevalence of some or all classes; the others share the rest as they do in these rows.
-    """
-    calibrators = {
-        name: fit(raw[:, code], label == code, weight, method) if method != "none" else Calibrator(method="none")
-        for code, name in enumerate(classes)
-    }
-    ratios = prior_ratios(label, weight, classes, prior) if prior else None
-    return Calibration(classes=tuple(classes), calibrators=calibrators, prior_ratios=ratios)
 
 
 def prior_ratios(
@@ -116,19 +94,21 @@ def fit(scores: np.ndarray, positive: np.ndarray, weight: np.ndarray, method: st
     positive : ndarray of bool, shape (n,)
     weight : ndarray of shape (n,)
         Sampling weights (ones for none).
-    method : {'platt', 'isotonic', 'none'}
+    method : {'platt', 'isotonic', 'temperature', 'none'}
     """
     total = float(weight.sum())
     prevalence = float(weight[positive].sum()) / total if total else 0.0
     if not 0 < prevalence < 1:
         return Calibrator(method="none", note="only one class in the out-of-fold rows: scores are left as they are")
     if method == "platt":
-        slope, intercept = _platt(scores, positive, weight)
+        slope, intercept = logit_regression(scores, positive, weight)
         if slope <= 0:
             return Calibrator(
                 method="none", note=f"Platt slope {slope:.3g} would turn the ranking over: scores are left as they are"
             )
         return Calibrator(method="platt", slope=slope, intercept=intercept)
+    if method == "temperature":
+        return _temperature(scores, positive, weight)
     if method == "isotonic":
         with threadpool_limits(1):
             model = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip")
@@ -148,8 +128,12 @@ def normalise(probabilities: np.ndarray) -> np.ndarray:
     return np.asarray(probabilities / probabilities.sum(axis=1, keepdims=True))
 
 
-def _platt(scores: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
-    logits = _logit(np.clip(scores.astype(np.float64), EPS, 1 - EPS))
+def logit_regression(p: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
+    """Slope and intercept of the weighted, unpenalised logistic regression of `positive` on logit p.
+
+    Of scores that is Platt scaling; of probabilities, Cox's check of their calibration (D. R. Cox 1958).
+    """
+    logits = logit(np.clip(p.astype(np.float64), EPS, 1 - EPS))
     # One thread: the last bit of a threaded sum depends on the thread count.
     with threadpool_limits(1):
         model = LogisticRegression(C=np.inf, solver="newton-cholesky", max_iter=200, tol=1e-8)
@@ -157,7 +141,28 @@ def _platt(scores: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> tupl
     return float(model.coef_[0, 0]), float(model.intercept_[0])
 
 
-def _logit(p: np.ndarray) -> np.ndarray:
+def log_losses(p: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """Log loss of each row, nats, of probabilities within [1e-7, 1 - 1e-7]."""
+    return np.asarray(-np.log(np.where(positive, p, 1 - p)))
+
+
+def _temperature(scores: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> Calibrator:
+    signed = logit(np.clip(scores.astype(np.float64), EPS, 1 - EPS))
+    np.negative(signed, out=signed, where=positive)  # log loss of a row: log(1 + exp(signed / T))
+    weight = weight.astype(np.float64)
+
+    def loss(log_temperature: float) -> float:
+        return float((weight * np.logaddexp(0, signed * np.exp(-log_temperature))).sum())
+
+    bound = float(np.log(MOST_TEMPERATURE))
+    best = float(minimize_scalar(loss, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-8}).x)
+    if abs(best) > bound - 1e-3:
+        note = f"the temperature runs to its bound, {np.exp(best):.3g}: scores are left as they are"
+        return Calibrator(method="none", note=note)
+    return Calibrator(method="temperature", slope=float(np.exp(-best)))
+
+
+def logit(p: np.ndarray) -> np.ndarray:
     return np.asarray(np.log(p) - np.log1p(-p))
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import xgboost as xgb
 
 from metabatch.metrics.classification import all_metrics, class_metrics
-from metabatch.models.calibration import Calibration, fit_calibration
+from metabatch.models.calibration import Calibration
+from metabatch.models.choice import fit_calibration
 from metabatch.models.member import Member
 from metabatch.options import Options
 from metabatch.rundir.manifests import Plan
@@ -163,19 +164,25 @@ def _thinned(outcome: FoldResult) -> dict[str, list[float]]:
 
 
 def calibrate(
-    raw: np.ndarray, rows: Rows, classes: Sequence[str], options: Options, chosen: np.ndarray | None = None
-) -> Calibration:
+    raw: np.ndarray, rows: Rows, classes: Sequence[str], options: Options, fold: np.ndarray,
+    chosen: np.ndarray | None = None,
+) -> Calibration:  # fmt: skip
     """The calibration fitted on out-of-fold scores (of the `chosen` rows only, when given)."""
     pick = slice(None) if chosen is None else chosen
-    return fit_calibration(raw[pick], rows.label[pick], rows.weight[pick], classes, options.calibration, options.prior)
+    return fit_calibration(
+        raw[pick], rows.label[pick], rows.weight[pick], classes, options.calibration, options.prior, fold[pick]
+    )
 
 
 def cross_fitted(cv: CrossValidation, rows: Rows, plan: Plan) -> np.ndarray:
-    """Calibrated out-of-fold probabilities; each fold by a calibration fitted on the other folds' genes."""
+    """Calibrated out-of-fold probabilities; each fold by a calibration fitted on the other folds' genes.
+
+    With `auto` the method, too, is chosen among and by the other folds: nothing is judged on rows that chose it.
+    """
     meta = np.empty(cv.raw.shape, dtype=np.float64)
     for number in np.unique(cv.fold):
         held_out = cv.fold == number
-        others = calibrate(cv.raw, rows, plan.columns.classes, plan.options, ~held_out)
+        others = calibrate(cv.raw, rows, plan.columns.classes, plan.options, cv.fold, ~held_out)
         meta[held_out] = others.apply(cv.raw[held_out])
     return meta
 

@@ -142,4 +142,4 @@ class Fitter:
             )
         with self.accounts.phase("calibration"):
             cv.meta = cross_fitted(cv, rows, plan)
-            return calibrate(cv.raw, rows, classes, plan.options)
+            return calibrate(cv.raw, rows, classes, plan.options, cv.fold)

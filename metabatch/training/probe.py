@@ -161,7 +161,7 @@ class _Probe:
             scores = train_fold(matrix, params, label == 0, weight, held_out, 1, 0, lambda: None).scores
             raw = np.repeat(np.resize(scores, len(label))[:, None], len(self.columns.classes), axis=1)
             cv = CrossValidation(raw=raw, meta=raw, fold=held_out.astype(np.int16))
-            calibrate(cv.raw, rows, self.columns.classes, options).apply(raw)
+            calibrate(cv.raw, rows, self.columns.classes, options, cv.fold).apply(raw)
         train_final(matrix, params, label == 0, weight, 1, lambda: None)
 
     def _tree_seconds(self, matrix: xgb.DMatrix, tables: list[pa.Table]) -> float:

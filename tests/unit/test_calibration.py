@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from metabatch.metrics.classification import expected_calibration_error
-from metabatch.models.calibration import fit, fit_calibration, normalise, prior_ratios
+from metabatch.models.calibration import fit, normalise, prior_ratios
+from metabatch.models.choice import fit_calibration
 
 
 def overconfident(seed: int = 0, n: int = 20_000) -> tuple[np.ndarray, np.ndarray]:
