@@ -9,14 +9,14 @@ from typing import Any
 
 import msgspec
 
+from metabatch.analysis.comparison import compare
 from metabatch.analysis.per_gene import per_gene
 from metabatch.analysis.scored import load_out_of_fold, load_scored, resampling_units
 from metabatch.data.shards import verify_unchanged
 from metabatch.ensemble.bundle import load_bundle
 from metabatch.ensemble.consolidate import check_instances, instance_markers
 from metabatch.errors import InputError
-from metabatch.evaluation.comparison import compare
-from metabatch.evaluation.figures import draw_figures
+from metabatch.evaluation.explained import explain_run
 from metabatch.evaluation.honest import score
 from metabatch.evaluation.report import render
 from metabatch.resources.limits import cpu_count, memory_limits
@@ -69,7 +69,7 @@ def evaluate(run: RunDir, *, threads: int | None = None, force: bool = False) ->
             scored = score(run, plan, model, folder, stop)
             phase.rows_read, phase.rows_asked = scored.count.read, scored.count.asked
         with accounts.phase("metrics"):
-            rows = load_scored(folder / "predictions.parquet", plan.columns, groups, only_scores=True)
+            rows = load_scored(folder / "predictions.parquet", plan.columns, groups)
             metrics: dict[str, Any] = {
                 "format_version": 1, "how": scored.how, "genes": scored.genes, "rows": scored.rows,
                 "weighted_by": plan.columns.weight,
@@ -82,10 +82,11 @@ def evaluate(run: RunDir, *, threads: int | None = None, force: bool = False) ->
                 scratch.unlink()
         with accounts.phase("report"):
             per_gene(rows, plan.columns.classes).write_parquet(folder / "per_gene.parquet")
-            figures = draw_figures(rows, plan.columns.classes, folder / "figures")
             save(folder / "metrics.json", metrics)
             metrics = msgspec.json.decode((folder / "metrics.json").read_bytes())
-            write_bytes(folder / "report.html", render(run, plan, metrics, figures, model.bundle.lowered).encode())
+            sections = explain_run(run, plan, rows, folder, scored.how)
+            html = render(run, plan, metrics, folder, sections, model.bundle.lowered)
+            write_bytes(folder / "report.html", html.encode())
         limit = memory_limits()[0]
         usage = accounts.usage(
             predicted_peak_bytes=None,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
+from metabatch.analysis.curves import curves
 from metabatch.analysis.frame import Found, ImpossibleError, Sections, Shown, save_sections, study
 from metabatch.analysis.genes import compare_genes
 from metabatch.analysis.importance import merge_importance
@@ -21,17 +22,21 @@ from metabatch.rundir.manifests import Plan
 _TOP = 15
 
 
-def explain_run(run: RunDir, plan: Plan, rows: ScoredRows, folder: Path) -> Sections:
+def explain_run(run: RunDir, plan: Plan, rows: ScoredRows, folder: Path, how: str) -> Sections:
     """The analyses that the plan asks for, as far as they concern the run as a whole; writes analysis.json.
 
     Parameters
     ----------
     rows : ScoredRows
         What `evaluate` scored.
+    how : str
+        How, in words.
     """
     options, classes = plan.options, plan.columns.classes
+    on = f"{rows.described()}: {how}"
     studies: dict[str, tuple[str, Callable[[], Found]]] = {
-        "genes": ("Gene by gene", lambda: compare_genes(rows, classes)),
+        "curves": ("Curves", lambda: curves(rows, classes, on=on, reliable=True)),
+        "genes": ("Gene by gene", lambda: compare_genes(rows, classes, seed=options.seed)),
         "neighbourhoods": (
             "Neighbourhoods of true sites",
             lambda: neighbourhoods(

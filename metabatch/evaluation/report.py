@@ -11,7 +11,7 @@ import msgspec
 
 from metabatch import __version__
 from metabatch.analysis.answer import answer_lines, helps
-from metabatch.analysis.frame import PictureFile, Section, Sections
+from metabatch.analysis.frame import Sections
 from metabatch.analysis.page import picture_url, render_page
 from metabatch.analysis.report import plan_facts
 from metabatch.resources.usage import ResourceUsage
@@ -20,16 +20,15 @@ from metabatch.rundir.manifests import Lowered, Plan
 
 
 def render(
-    run: RunDir, plan: Plan, metrics: dict[str, Any], folder: Path, curves: Sequence[PictureFile],
-    sections: Sequence[Section], lowered: Sequence[Lowered],
-) -> str:  # fmt: skip
+    run: RunDir, plan: Plan, metrics: dict[str, Any], folder: Path, sections: Sections, lowered: Sequence[Lowered]
+) -> str:
     """The report's HTML; every number comes from `metrics`, the sections, the bundle's `lowered` or the run's files.
 
     Parameters
     ----------
     folder : Path
-        Where the figures of `curves` and `sections` lie.
-    sections : sequence of Section
+        Where the figures of `sections` lie.
+    sections : Sections
         Analyses of the scored rows and of all instances together; each instance's own are read from its folder.
     """
     return render_page(
@@ -39,8 +38,8 @@ def render(
         classes=plan.columns.classes,
         answer=answer_lines(metrics),
         helps=helps(metrics),
-        figures=curves,
-        sections=sections,
+        sections=sections.analyses,
+        off=sections.off,
         instances=_instances(run, plan),
         url=functools.partial(picture_url, folder),
         facts=plan_facts(plan, lowered),

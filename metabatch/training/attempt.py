@@ -127,9 +127,7 @@ class _Work:
 
         first, parts = fitted[0], len(fitted)
         fitted.clear()
-        fold, kept = None, {}
         if first.cv is not None:
-            fold, kept = first.cv.fold, first.cv.kept
             first.cv.raw = first.cv.meta = first.cv.raw[:0]  # they stand in oof.parquet
         trim_memory()
         with self.accounts.phase("analysis") as phase:
@@ -137,7 +135,7 @@ class _Work:
             material = Material(
                 self.run, self.plan, self.planned.index, features, self.folder, self.threads, self.stop,
                 msgspec.json.decode((self.folder / "metrics.json").read_bytes()), parts,
-                self._pieces(first.rows.genes), first.rows, fold, kept, first.member, first.variants, count,
+                self._pieces(first.rows.genes), self.rung.batch_rows, first, count,
             )  # fmt: skip
             explain(material, self.instance.progress)
             phase.rows_read, phase.rows_asked = count.read, count.asked

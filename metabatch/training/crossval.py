@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xgboost as xgb
@@ -19,6 +19,9 @@ from metabatch.rundir.manifests import Plan
 from metabatch.training.boosters import FoldResult, booster_params, recommended_rounds, train_fold
 from metabatch.training.checkpoints import Slot
 from metabatch.training.matrix import Rows
+
+if TYPE_CHECKING:
+    from metabatch.analysis.ablation import Variant
 
 log = logging.getLogger(__name__)
 _CURVE_POINTS = 100  # of a fold in metrics.json
@@ -40,15 +43,25 @@ class CrossValidation:
     rounds: dict[str, int] = field(default_factory=dict)
     kept: dict[str, tuple[int, bytes]] = field(default_factory=dict)
 
+    @property
+    def kept_fold(self) -> int:
+        """The fold that most kept models are of; the lowest one where none is kept."""
+        folds = [number for number, _ in self.kept.values()]
+        return max(folds, key=folds.count) if folds else int(self.fold.min())
+
 
 @dataclass(frozen=True)
 class Fitted:
-    """What came of the rows of an instance, or of one part of them; `cv` is None without folds."""
+    """What came of the rows of an instance, or of one part of them; `cv` is None without folds.
+
+    variants : of the ablation, if it was asked for.
+    """
 
     rows: Rows
     cv: CrossValidation | None
     member: Member
     rounds: dict[str, int]
+    variants: Sequence[Variant] = ()
 
 
 def booster_seed(plan_seed: int, instance: int, code: int, fold: int) -> int:

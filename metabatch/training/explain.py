@@ -95,11 +95,11 @@ def _calibration(material: Material) -> Found:
 
 
 def _thresholds(material: Material) -> Found:
-    return scan_thresholds(material.scored, material.classes)
+    return scan_thresholds(material.scored, material.classes, seed=material.plan.seed)
 
 
 def _genes(material: Material) -> Found:
-    return compare_genes(material.scored, material.classes)
+    return compare_genes(material.scored, material.classes, seed=material.plan.seed)
 
 
 def _neighbourhoods(material: Material) -> Found:
@@ -113,7 +113,7 @@ def _shap(material: Material) -> Found:
     most = material.plan.options.diagnostic_rows
     rows = min(most, len(material.rows))
     return explain_margins(
-        material.member.boosters, material.draw(most), material.features.features, material.prepare.matrix_names,
+        material.fitted.member.boosters, material.draw(most), material.features.features, material.prepare.matrix_names,
         material.classes,
         on=f"the final models{material.part_note} and {rows:,} of the {len(material.rows):,} rows they were trained "
         "on: it says what the models use, not how well they do",
@@ -123,15 +123,10 @@ def _shap(material: Material) -> Found:
 
 def _importance(material: Material) -> Found:
     seed, shap = material.plan.seed, material.folder / "shap.parquet"
-    models = material.held_out_models()
-    held_out = None
-    if models is not None and material.fold is not None:
-        boosters, fold = models
-        held_out = boosters, material.drawn(PERMUTED_ROWS, material.fold == fold)
-    rows = material.drawn(COMPARED_ROWS)
+    held_out, rows = material.held_out(PERMUTED_ROWS), material.drawn(COMPARED_ROWS)
     tested = f"{len(held_out[1]):,} rows of a held-out fold" if held_out else "no rows (no cross-validation)"
     return importance(
-        material.member.boosters, held_out, rows,
+        material.fitted.member.boosters, held_out, rows,
         pl.read_parquet(shap, columns=["class", "feature", "mean_abs_shap"]) if shap.exists() else None,
         material.features.features, material.prepare.matrix_names, material.classes,
         on=f"gain, cover, weight and SHAP of the final models{material.part_note} on their own training rows; "
@@ -142,12 +137,16 @@ def _importance(material: Material) -> Found:
 
 
 def _ablation(material: Material) -> Found:
-    if not material.variants or material.fold is None:
+    cv, variants = material.fitted.cv, material.fitted.variants
+    if cv is None:
         raise ImpossibleError("there is no held-out fold to compare on (--n-folds 0)")
-    held_out = material.fold == 0
+    held_out = cv.fold == cv.kept_fold
+    rows = material.rows
     return ablation(
-        material.variants, material.rows.label[held_out], np.asarray(material.rows.weight[held_out], dtype=np.float64),
-        material.unit[held_out], material.classes, rounds=0, on="", seed=material.plan.seed,
+        variants, rows.label[held_out], rows.weight[held_out].astype(np.float64), material.unit[held_out],
+        material.classes, rounds=variants[0].rounds, seed=material.plan.seed,
+        on=f"{int(held_out.sum()):,} rows of held-out fold {cv.kept_fold}{material.part_note}, with short boosters "
+        "grown on the other folds",
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -34,6 +35,9 @@ from metabatch.training.crossval import (
 from metabatch.training.folds import class_counts, gene_folds
 from metabatch.training.ladder import Rung
 from metabatch.training.matrix import Rows, build_matrix, decoded_passes
+
+if TYPE_CHECKING:
+    from metabatch.analysis.ablation import Variant
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,10 @@ class Fitter:
                 )  # fmt: skip
                 phase.rows_read, phase.rows_asked, phase.passes = count.read, count.asked, passes
             cv, boosters, rounds = self._boost(number, matrix, rows)
+            variants = self._ablation(matrix, rows, cv, sum(rounds.values())) if number == 0 else []
             del matrix  # its page files go with the stack: let go of them first
         trim_memory()
-        return Fitted(rows, cv, Member(boosters, self._calibration(rows, cv)), rounds)
+        return Fitted(rows, cv, Member(boosters, self._calibration(rows, cv)), rounds, variants)
 
     def _boost(
         self, number: int, matrix: xgb.DMatrix, rows: Rows
@@ -112,6 +117,21 @@ class Fitter:
                         matrix, params, rows.label == code, weight, rounds[name], progress.advance, slot
                     )
         return cv, boosters, rounds
+
+    def _ablation(
+        self, matrix: xgb.DMatrix, rows: Rows, cv: CrossValidation | None, final_rounds: int
+    ) -> list[Variant]:
+        """Short boosters on subsets of the features; while the matrix is there."""
+        if cv is None or "ablation" not in self.plan.options.analyses:
+            return []
+        from metabatch.training.ablation import grow_variants  # its library of figures is for analyses only
+
+        trained = final_rounds + sum(f["trained_rounds"] for folds in cv.folds.values() for f in folds)
+        with self.accounts.phase("ablation"):
+            return grow_variants(
+                matrix, rows, cv.fold, cv.kept_fold, self.plan, self.features.features, self.threads, trained,
+                self.stop.check,
+            )  # fmt: skip
 
     def _slot(self, part: int, code: int, fold: int | None, params: Mapping[str, object]) -> Slot:
         """Where a booster is kept: of a part of the genes, a class, and a fold (None: the final model)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +14,14 @@ import xgboost as xgb
 
 from metabatch.analysis.frame import ImpossibleError
 from metabatch.analysis.sampling import MatrixRows, draw_rows
-from metabatch.analysis.scored import MOST_ROWS, ScoredRows, load_scored
+from metabatch.analysis.scored import MOST_ROWS, ScoredRows, load_scored, resampling_units
 from metabatch.analysis.shap_sums import CHUNK_ROWS
 from metabatch.data.batches import Piece, RowCount
 from metabatch.data.preprocess import Preprocessor
-from metabatch.models.member import Member
 from metabatch.resources.signals import StopFlag
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.manifests import FeatureSet, Plan
-from metabatch.rundir.tables import read_genes
-from metabatch.training.ablation import Variant
+from metabatch.training.crossval import Fitted
 from metabatch.training.instance_rows import matrix_rows
 from metabatch.training.matrix import Rows
 
@@ -35,8 +32,7 @@ class Material:
 
     metrics : metrics.json, as read.
     folder : where its files are.
-    pieces, rows, fold, kept, member, variants : of its genes, or of the first part where they had to be trained in
-        `parts`; `fold` and `kept` (class -> fold, model) are None and empty without cross-validation.
+    pieces, fitted : of its genes, or of the first part where they had to be trained in `parts`.
     """
 
     run: RunDir
@@ -49,12 +45,13 @@ class Material:
     metrics: dict[str, Any]
     parts: int
     pieces: Sequence[Piece]
-    rows: Rows
-    fold: np.ndarray | None
-    kept: dict[str, tuple[int, bytes]]
-    member: Member
-    variants: Sequence[Variant]
+    batch_rows: int
+    fitted: Fitted
     count: RowCount
+
+    @property
+    def rows(self) -> Rows:
+        return self.fitted.rows
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -66,41 +63,35 @@ class Material:
         return f" (part 0 of the {self.parts} in which its genes were trained)" if self.parts > 1 else ""
 
     @functools.cached_property
-    def units(self) -> dict[str, str]:
-        """gene_id -> what is resampled as one: its split group, else itself."""
-        genes = read_genes(self.run)
-        unit = "split_group" if self.plan.columns.split else "gene_id"
-        return dict(zip(genes["gene_id"], genes[unit], strict=True))
-
-    @functools.cached_property
     def scored(self) -> ScoredRows:
         """The out-of-fold rows, at most `MOST_ROWS` of them."""
         if not self.plan.options.n_folds:
             raise ImpossibleError("there is no cross-validation (--n-folds 0), so no row was scored out of fold")
-        return load_scored(
-            self.folder / "oof.parquet", self.plan.columns, self.units, most=MOST_ROWS, seed=self.plan.seed
-        )
+        groups = resampling_units(self.run, self.plan)
+        return load_scored(self.folder / "oof.parquet", self.plan.columns, groups, most=MOST_ROWS, seed=self.plan.seed)
 
     @functools.cached_property
     def unit(self) -> np.ndarray:
         """Code of the resampling unit of every matrix row, shape (n,)."""
-        names = [self.units[g] for g in self.rows.genes]
-        _, codes = np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)
+        groups = resampling_units(self.run, self.plan)
+        _, codes = np.unique(np.array([groups[g] for g in self.rows.genes]), return_inverse=True)
         return codes.astype(np.uint32)[self.rows.gene]
 
     @functools.cached_property
     def prepare(self) -> Preprocessor:
         return Preprocessor(self.features.features)
 
-    def held_out_models(self) -> tuple[dict[str, xgb.Booster], int] | None:
-        """Fold models of one and the same fold, class -> booster, and that fold; None without cross-validation."""
-        if not self.kept:
+    def held_out(self, most: int) -> tuple[dict[str, xgb.Booster], MatrixRows] | None:
+        """Models of one fold, class -> booster, and up to `most` rows of that fold; None without cross-validation."""
+        cv = self.fitted.cv
+        if cv is None or not cv.kept:
             return None
-        fold = Counter(number for number, _ in self.kept.values()).most_common(1)[0][0]
-        return {c: self._booster(model) for c, (number, model) in self.kept.items() if number == fold}, fold
-
-    def _booster(self, model: bytes) -> xgb.Booster:
-        return xgb.Booster({"nthread": self.threads}, model_file=bytearray(model))
+        boosters = {
+            name: xgb.Booster({"nthread": self.threads}, model_file=bytearray(model))
+            for name, (number, model) in cv.kept.items()
+            if number == cv.kept_fold
+        }
+        return boosters, self.drawn(most, cv.fold == cv.kept_fold)
 
     def draw(self, most: int, among: np.ndarray | None = None) -> Iterator[MatrixRows]:
         """Up to `most` matrix rows, all classes alike, in chunks; only of the rows where `among` is true."""
