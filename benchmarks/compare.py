@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import psutil
+from analyses import analyses_table
 from checkpoints import checkpoints_table
 from growth import SIZES, growth_table
 from limits import ladder_lines, limits_table, sample_lines
@@ -38,6 +39,7 @@ TITLES = {
     "growth": "Growth with the number of genes",
     "sample": "Rows read for ten sampled genes",
     "checkpoints": "What checkpoints cost",
+    "analyses": "What the analyses of a 1,500-gene instance cost",
 }
 
 
@@ -96,6 +98,7 @@ def main() -> None:
             "growth": lambda: growth_table({genes: table(genes) for genes in SIZES}, place),
             "sample": lambda: sample_lines(table(REFERENCE_GENES), place),
             "checkpoints": lambda: checkpoints_table(table(500), place),
+            "analyses": lambda: analyses_table(table(1500), place),
         }
         for section in given.sections.split(","):
             lines = [f"{machine()}.", ""]

@@ -31,8 +31,10 @@ class Trained:
 
 
 def make_plan(data: Path, run: Path, *words: str) -> dict[str, Any]:
-    """`plan` without a holdout and without early stopping; plan.json."""
-    fixed = ("--holdout-fraction", "0", "--early-stopping-patience", "0")
+    """`plan` without a holdout, without early stopping and, unless asked for, without analyses; plan.json."""
+    fixed = ["--holdout-fraction", "0", "--early-stopping-patience", "0"]
+    if "--analyses" not in words:
+        fixed += ["--analyses", "none"]
     _run([ROOT / "bin/plan", "--quiet", *fixed, *words, data, run], run.parent)
     return json.loads((run / "plan.json").read_text())
 
