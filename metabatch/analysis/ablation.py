@@ -86,7 +86,7 @@ def ablation(
         raise ImpossibleError("the held-out rows are of one gene (or split group): nothing can be resampled")
     if len(grown) < 2:
         raise ImpossibleError("the features are of one group: nothing can be taken away")
-    judged = [c for c in range(len(classes)) if 0 < weight[label == c].sum() < weight.sum()]
+    judged = [c for c in range(len(classes)) if weight[label == c].any() and weight[label != c].any()]
     if not judged:
         raise ImpossibleError("the held-out rows hold no class beside others")
     draws = group_multiplicities(units, RESAMPLES, seed)
@@ -199,7 +199,7 @@ def _shown(
         columns=("class", "variant", "features", "AP", "change", "95 % interval", "log loss", "change"),
         kinds=("text", "text", "count", "number", "signed", "text", "small", "signed"),
         rows=tuple(rows),
-        note=f"Short boosters ({rounds} rounds at learning rate {rate:g}), uncalibrated, each grown without the held-out "
+        note=f"Short boosters ({rounds} rounds at learning rate {rate:g}), uncalibrated, grown without the held-out "
         "rows: compare within the table only. Changes are to `full`; intervals by resampling whole genes, paired. "
         "Scores are the base scores and those of neighbouring positions (NAME_m1, NAME_p1, …); what else was derived "
         "from them counts as context and stays in `no-scores`." + said,
@@ -224,7 +224,7 @@ def _picture(name: str, stem: str, frame: pl.DataFrame, units: int, rows: int, r
     axes.vlines(at[known], numbers["whisker_low"].drop_nulls(), numbers["whisker_high"].drop_nulls(), color="black")
     axes.axhline(full, color=GREY, linestyle="--", linewidth=0.9)
     axes.set_xticks(at, numbers["variant"].to_list(), rotation=25, ha="right")
-    axes.set(ylabel="average precision", ylim=(0, 1.05), title=f"{name}: {rows:,} held-out rows, {units:,} genes")
+    axes.set(ylabel="average precision", ylim=(0, 1.05), title=f"{name}: {rows:,} held-out rows, {units:,} groups")
     caption = (
         f"{name}: average precision of short boosters ({rounds} rounds) on subsets of the features; lines: 95 % "
         "interval of the difference to all features (dashed), by resampling whole genes."
