@@ -31,20 +31,22 @@ class Ranked:
 
 def rank(values: np.ndarray, rows: np.ndarray, one_hot: np.ndarray) -> Ranked:
     """Rank `values`, shape (n,), none missing, of `rows`, shape (n,); `one_hot` is of all rows, shape (any, k)."""
-    order = np.argsort(values, kind="stable")
+    # Small integers are sorted by counting when the order is to be stable; of floats the other way is faster.
+    order = np.argsort(values, kind=None if values.dtype.kind == "f" else "stable")
     ordered, rows = values[order], rows[order]
     mine = one_hot[rows]
     if not len(rows):
         return Ranked(rows, rows, mine, np.zeros(0), np.zeros(0), np.zeros((one_hot.shape[1], 0)))
     new = np.concatenate([[True], ordered[1:] != ordered[:-1]])
     starts = np.flatnonzero(new)
+    hits = mine if len(starts) == len(rows) else np.add.reduceat(mine, starts, axis=0)
     return Ranked(
         rows=rows,
         code=np.cumsum(new) - 1,
         one_hot=mine,
         values=ordered[starts].astype(np.float64),
         counts=np.diff(starts, append=len(rows)).astype(np.float64),
-        hits=np.add.reduceat(mine, starts, axis=0).T.astype(np.float64),
+        hits=np.ascontiguousarray(hits.T, dtype=np.float64),
     )
 
 
