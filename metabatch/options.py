@@ -59,6 +59,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     profile: Profile = "default"
     learn_from: str | None = None
     missing_policy: MissingValues = "auto"
+    auto_exclude_leaky: bool = False
     seed: int = 42
     # training
     n_estimators: int = 800
@@ -79,6 +80,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     neigh_window: int = 10
 
 
+_DEFAULTS = Options()
 # option -> (lowest, highest, are the ends allowed)
 _RANGES: dict[str, tuple[float, float, bool]] = {
     "genes_per_instance": (1, math.inf, True),
@@ -107,8 +109,8 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
 
 
 def flag(name: str) -> str:
-    """The command-line spelling of an option field, e.g. ``n_folds`` -> ``--n-folds``."""
-    return "--no-auto-adjust-instance-size" if name == "auto_adjust_instance_size" else "--" + name.replace("_", "-")
+    """The command-line spelling of an option field, e.g. ``n_folds`` -> ``--n-folds``; what is on by default, off."""
+    return f"--{'no-' if getattr(_DEFAULTS, name, None) is True else ''}{name.replace('_', '-')}"
 
 
 def validate(options: Options) -> Options:

@@ -42,6 +42,7 @@ _PLANNING = {
     "profile": ("NAME", "default, auto, low, standard or high: genes per instance and trees by memory tier."),
     "learn_from": ("RUN", "Correct the predicted memory by what an earlier run on the same data measured."),
     "missing_policy": ("NAME", "auto: zeros and missing cells by their cost in memory and time; native: as they are."),
+    "auto_exclude_leaky": ("", "Leave out features that give the label away (default: they are reported)."),
     "seed": ("N", "Seed of every random choice."),
 }
 _TRAINING = {
@@ -105,12 +106,13 @@ def convert(arguments: Mapping[str, Any]) -> tuple[Options, set[str]]:
         A value of the wrong type, naming the option.
     """
     given: dict[str, Any] = {}
+    defaults = Options()
     for fields in SECTIONS.values():
         for field, (metavar, _) in fields.items():
             value = arguments.get(flag(field))  # a command may take some sections only
             if not metavar:
-                if value:
-                    given[field] = False
+                if value:  # a flag turns its option the other way
+                    given[field] = not getattr(defaults, field)
             elif value is not None:
                 given[field] = _value(field, value)
     try:

@@ -13,6 +13,10 @@ from metabatch.resources.limits import cpu_limits, memory_limits
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.manifests import Plan
 from metabatch.rundir.state import RunState, sbatch_line
+from metabatch.rundir.tables import read_leakage
+
+# Lines of the leakage screen; leakage.parquet has all.
+_MOST_LEAKS = 25
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -70,6 +74,7 @@ def plan_text(run: RunDir, plan: Plan) -> str:
     ]  # fmt: skip
     lines += [f"lowered or raised: {x.option} {x.default:g} -> {x.value:g} ({x.because})" for x in plan.lowered]
     lines += [f"note: {w}" for w in plan.warnings]
+    lines += _leaks(run, plan)
     lines += [
         "",
         "on a cluster:",
@@ -78,6 +83,32 @@ def plan_text(run: RunDir, plan: Plan) -> str:
         f"  bin/train-instance {quote(str(run.root))} 0",
     ]
     return "\n".join(lines)
+
+
+def _leaks(run: RunDir, plan: Plan) -> list[str]:
+    """What the leakage screen flagged, and what to do about it."""
+    if run.leakage.name not in plan.tables:  # planned before there was a screen
+        return []
+    flagged = read_leakage(run).filter("flagged")
+    if flagged.is_empty():
+        return []
+    rows = [
+        [f"{feature} ({name})", reason]
+        for feature, name, reason in flagged.select("feature", "class", "reason").head(_MOST_LEAKS).iter_rows()
+    ]
+    if flagged.height > len(rows):
+        rows.append(["…", f"and {flagged.height - len(rows)} more in {run.leakage}"])
+    if plan.options.auto_exclude_leaky:
+        head = "left out because they give the label away (--auto-exclude-leaky):"
+        advice = ["--allow-features NAME,…     keep one that is legitimate"]
+    else:
+        head = "these features may give the label away, and ARE TRAINED ON; plan anew (--force) with"
+        advice = [
+            "--auto-exclude-leaky        to leave all of them out",
+            "--exclude-features NAME,…   to leave some of them out",
+            "--allow-features NAME,…     to keep one that is legitimate, and silence this",
+        ]
+    return ["", head, *(f"  {line}" for line in (*advice, *table(["feature (class)", ""], rows).splitlines()))]
 
 
 def status_text(state: RunState) -> str:

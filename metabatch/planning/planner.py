@@ -4,56 +4,49 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-import numpy as np
 import polars as pl
 
 from metabatch import __version__
 from metabatch.data.batches import RowCount
-from metabatch.data.cuts import cut_table
-from metabatch.data.index import GeneIndex, build_index, class_column, pieces_for
+from metabatch.data.index import build_index, class_column, pieces_for
 from metabatch.data.missing import Wish
 from metabatch.data.partition import units_of
 from metabatch.data.roles import classify, resolve_columns
 from metabatch.data.schema import union_schema
 from metabatch.data.shards import find_parquet, scan_shards
 from metabatch.data.statistics import measure_features
-from metabatch.errors import InputError, OwnedError
+from metabatch.errors import InputError
 from metabatch.options import Options, validate
 from metabatch.planning.allocation import Allocation
 from metabatch.planning.duration import speed_of
-from metabatch.planning.existing import discard_plan, existing_plan
+from metabatch.planning.existing import existing_plan
 from metabatch.planning.holdout import choose_holdout, draw_sample
 from metabatch.planning.learning import learned_law
 from metabatch.planning.memory import largest_group, memory_law, room_per_cell
 from metabatch.planning.probing import run_probe
 from metabatch.planning.profiles import apply_profile, tier_of
+from metabatch.planning.screening import screen_leaks
 from metabatch.planning.strategies import DEFAULT_CAP_GB, GIB, Choice, choose
+from metabatch.planning.writing import Decided, write_plan
 from metabatch.resources.law import MemoryLaw
 from metabatch.resources.limits import cpu_count, memory_limits
-from metabatch.rundir.fingerprint import plan_fingerprint, plan_seal
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.lease import tidy
-from metabatch.rundir.lock import hold_folder
 from metabatch.rundir.manifests import (
     Booster,
     Budget,
     Columns,
     Dataset,
-    FeatureSet,
     Holdout,
     Plan,
     PlannedInstance,
-    save,
 )
-from metabatch.rundir.publish import attempt_folder, publish_files, sha256_file
 
 log = logging.getLogger(__name__)
-TABLES = ("genes.parquet", "assignments.parquet", "segments.parquet", "features.json", "cuts.parquet")
 
 
 @dataclass(frozen=True)
@@ -104,15 +97,17 @@ def make_plan(
     held, how = choose_holdout(genes, columns, options)
     training = genes.filter(~held)
     problems = _training_problems(training, columns, options)
+    screened = screen_leaks(training, index.segments, files, candidates, excluded, columns, options)
+    candidates = screened.candidates
     count = RowCount()
     pieces = pieces_for(index.segments, genes["gene_id"].to_list(), files)
     features, cuts, notes = measure_features(
-        pieces, int(genes["rows"].sum()), candidates, excluded, columns.group, training["gene_id"].to_list(), count,
-        options.max_bin, options.threads or cpu_count(),
+        pieces, int(genes["rows"].sum()), candidates, screened.excluded, columns.group,
+        training["gene_id"].to_list(), count, options.max_bin, options.threads or cpu_count(),
         Wish(options.missing_policy == "native", _rooms(training, len(candidates), options, budget)),
     )  # fmt: skip
     log.info("feature scan: %s rows read for %s asked", f"{count.read:,}", f"{count.asked:,}")
-    warnings = [*index.warnings, *notes, *problems]
+    warnings = [*index.warnings, *screened.warnings, *notes, *problems]
     booster = _booster(columns)
     group = largest_group(files, features)
     probe, unprobed = run_probe(
@@ -158,9 +153,8 @@ def make_plan(
         warnings=tuple(warnings),
         tables={},
     )  # fmt: skip
-    return PlanResult(
-        _write(run, plan, index, genes, held, training, allocation, features, cuts, force=force), already=False
-    )
+    decided = Decided(genes, held, training, index.segments, allocation, features, cuts, screened.table)
+    return PlanResult(write_plan(run, plan, decided, force=force), already=False)
 
 
 def decide_budget(options: Options) -> tuple[Budget, int]:
@@ -259,50 +253,3 @@ def _instances(
             )
         )
     return tuple(planned)
-
-
-def _write(
-    run: RunDir, plan: Plan, index: GeneIndex, genes: pl.DataFrame, held: pl.Series, training: pl.DataFrame,
-    allocation: Allocation, features: FeatureSet, cuts: Sequence[np.ndarray], *, force: bool,
-) -> Plan:  # fmt: skip
-    with hold_folder(run.root), attempt_folder(run.root) as folder:
-        if run.plan.exists() and not force:
-            raise OwnedError(f"another process planned {run.root} meanwhile", next_step="the same command again")
-        _gene_table(genes, held, plan.columns).write_parquet(folder / "genes.parquet")
-        _assignment_table(training, allocation).write_parquet(folder / "assignments.parquet")
-        # Of a sample too, every gene of its row groups: who reads must know that others lie between.
-        groups = index.segments.filter(pl.col("gene_id").is_in(genes["gene_id"].implode()))
-        segments = index.segments.join(groups, on=["shard", "row_group"], how="semi", maintain_order="left")
-        segments.write_parquet(folder / "segments.parquet")
-        save(folder / "features.json", features)
-        cut_table([f.name for f in features.features], cuts).write_parquet(folder / "cuts.parquet")
-        tables = {name: sha256_file(folder / name) for name in TABLES}
-        decided = msgspec.structs.replace(plan, tables=tables)
-        decided = msgspec.structs.replace(decided, fingerprint=plan_fingerprint(decided))
-        decided = msgspec.structs.replace(decided, seal=plan_seal(decided))
-        if force:
-            discard_plan(run)
-        publish_files(folder, run.root)
-        save(run.plan, decided)
-    return decided
-
-
-def _gene_table(genes: pl.DataFrame, held: pl.Series, columns: Columns) -> pl.DataFrame:
-    genes = genes.drop("chroms")
-    counts = {class_column(i): f"n_{name}" for i, name in enumerate(columns.classes)}
-    part = pl.when(held).then(pl.lit("holdout")).otherwise(pl.lit("train")).alias("split")
-    table = genes.rename(counts).rename({"split": "split_group"}).with_columns(part)
-    return table if columns.split else table.drop("split_group")
-
-
-def _assignment_table(training: pl.DataFrame, allocation: Allocation) -> pl.DataFrame:
-    names = training["gene_id"]
-    parts = []
-    for index, pair in enumerate(zip(allocation.core, allocation.overlap, strict=True)):
-        for role, members in zip(("core", "overlap"), pair, strict=True):
-            parts.append(
-                pl.DataFrame({"instance": index, "gene_id": names[members.tolist()], "role": role}).cast(
-                    {"instance": pl.Int32}
-                )
-            )
-    return pl.concat(parts).sort("instance", "gene_id")

@@ -13,6 +13,9 @@ from metabatch.rundir.layout import RunDir
 from metabatch.rundir.manifests import Plan, Shard, load, to_json
 from metabatch.rundir.publish import sha256_file
 
+# Tables that decide nothing: what they led to stands in features.json.
+_REPORTS = frozenset({"leakage.parquet"})
+
 
 def dataset_fingerprint(shards: Sequence[Shard]) -> str:
     """sha256 over the content hashes of the shards, whatever their names."""
@@ -36,7 +39,7 @@ def plan_fingerprint(plan: Plan) -> str:
         "options": options,
         "columns": plan.columns,
         "strategy": plan.strategy,
-        "tables": dict(sorted(plan.tables.items())),
+        "tables": {name: plan.tables[name] for name in sorted(plan.tables) if name not in _REPORTS},
         "booster": plan.booster,
         "seed": plan.seed,
         "instances": [(p.index, p.genes, p.core_genes, p.overlap_genes, p.rows) for p in plan.instances],

@@ -22,6 +22,7 @@ _OURS = {
     "features.json",
     "cuts.parquet",
     "segments.parquet",
+    "leakage.parquet",
     "submissions.jsonl",
 }
 _STAGES = {"instances", "ensemble", "evaluation", "logs"}
@@ -80,6 +81,10 @@ class RunDir:
     @property
     def segments(self) -> Path:
         return self.root / "segments.parquet"
+
+    @property
+    def leakage(self) -> Path:
+        return self.root / "leakage.parquet"
 
     @property
     def instances(self) -> Path:

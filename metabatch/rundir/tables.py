@@ -25,6 +25,11 @@ def read_segments(run: RunDir) -> pl.DataFrame:
     return pl.read_parquet(run.segments)
 
 
+def read_leakage(run: RunDir) -> pl.DataFrame:
+    """leakage.parquet: a row a feature looked at and class; what it tells alone, flagged, reason."""
+    return pl.read_parquet(run.leakage)
+
+
 def instance_genes(run: RunDir, index: int) -> list[str]:
     """The genes an instance trains on, core and overlap, sorted."""
     return pl.read_parquet(run.assignments).filter(pl.col("instance") == index)["gene_id"].sort().to_list()
