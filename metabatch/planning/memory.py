@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from metabatch.analysis.bounds import shap_bytes
 from metabatch.data.batches import joined
 from metabatch.data.layout import cell_bytes
 from metabatch.data.shards import READ_BUFFER, open_parquet
@@ -31,6 +32,10 @@ ROW_BYTES, FOLD_ROW_BYTES = 68, 74
 # After it: sorted copies in float64 for metrics and calibration; 12 B a class are the scores.
 SCORING_ROW_BYTES = 104
 SCORE_BYTES, CALIBRATED_BYTES = 4, 8
+# Analyses. Beside each row: labels, genes, units and which rows are drawn; each scored row in memory and its sorted
+# copies; libraries (figures, statistics; SHAP brings its own), and what a few thousand drawn rows take in copies.
+ANALYSIS_ROW_BYTES, SCORED_ROW_BYTES, SCORED_CLASS_BYTES = 40, 150, 24
+ANALYSIS_BYTES, DRAWN_ROWS = 80 << 20, 2 * (4_096 + 8_192)
 # Gradient and hessian in double precision, and a tenth for the threads' own buffers.
 HISTOGRAM_BYTES_PER_BIN = 16 * 1.1
 # External memory: heaps of the threads that read pages ahead.
@@ -89,8 +94,19 @@ def memory_law(
         max_depth=options.max_depth,
         features=count,
         stored_fraction=sum(features.densities) / count,
+        analysis_row_bytes=ANALYSIS_ROW_BYTES if options.analyses else 0,
+        scored_row_bytes=SCORED_ROW_BYTES + SCORED_CLASS_BYTES * classes if options.analyses else 0,
+        analysis_bytes=_analysis_bytes(options.analyses, count, classes, sum(widths)),
         per_gene_bytes=None if options.memory_per_gene_mb is None else options.memory_per_gene_mb * 2**20,
     )
+
+
+def _analysis_bytes(analyses: Sequence[str], features: int, classes: int, width: float) -> int:
+    """What the widest analysis holds, and libraries; they come one after the other."""
+    if not analyses:
+        return 0
+    shap = shap_bytes(features, classes, width) if "shap" in analyses else 0
+    return ANALYSIS_BYTES + max(shap, round(DRAWN_ROWS * width) if "importance" in analyses else 0)
 
 
 def room_per_cell(budget: int, rows: int, features: int, options: Options) -> float:

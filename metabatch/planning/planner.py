@@ -22,7 +22,7 @@ from metabatch.data.statistics import measure_features
 from metabatch.errors import InputError
 from metabatch.options import Options, validate
 from metabatch.planning.allocation import Allocation
-from metabatch.planning.duration import speed_of
+from metabatch.planning.decision import decide
 from metabatch.planning.existing import existing_plan
 from metabatch.planning.holdout import choose_holdout, draw_sample
 from metabatch.planning.learning import learned_law
@@ -30,7 +30,7 @@ from metabatch.planning.memory import largest_group, memory_law, room_per_cell
 from metabatch.planning.probing import run_probe
 from metabatch.planning.profiles import apply_profile, tier_of
 from metabatch.planning.screening import screen_leaks
-from metabatch.planning.strategies import DEFAULT_CAP_GB, GIB, Choice, choose
+from metabatch.planning.strategies import DEFAULT_CAP_GB, GIB, Choice
 from metabatch.planning.writing import Decided, write_plan
 from metabatch.resources.law import MemoryLaw
 from metabatch.resources.limits import cpu_count, memory_limits
@@ -116,12 +116,13 @@ def make_plan(
     )  # fmt: skip
     if unprobed is not None:
         warnings.append(unprobed)
-    law = memory_law(features, options, len(columns.classes), group, probe)
-    if options.learn_from is not None:
-        law = learned_law(law, options.learn_from, shards, options)
-    choice, why, alternatives = choose(
-        training, columns, options, law, budget, speed_of(law, probe, options.threads or cpu_count())
-    )
+
+    def law_of(chosen: Options) -> MemoryLaw:
+        law = memory_law(features, chosen, len(columns.classes), group, probe)
+        return law if chosen.learn_from is None else learned_law(law, chosen.learn_from, shards, chosen)
+
+    decision = decide(training, columns, options, explicit, budget, probe, law_of)
+    options, law, choice = decision.options, decision.law, decision.choice
     allocation = choice.allocation
     if allocation is None:
         raise RuntimeError("a chosen strategy has no allocation")
@@ -136,8 +137,8 @@ def make_plan(
         ),
         columns=columns,
         strategy=choice.strategy,  # type: ignore[arg-type]
-        why=why,
-        alternatives=alternatives,
+        why=decision.why,
+        alternatives=decision.alternatives,
         budget=budget,
         memory_law=law,
         probe=probe,
@@ -148,7 +149,7 @@ def make_plan(
         instances=_instances(training, allocation, choice, law, budget),
         options=options,
         profile=tier,
-        lowered=lowered,
+        lowered=(*lowered, *decision.lowered),
         booster=booster,
         warnings=tuple(warnings),
         tables={},
