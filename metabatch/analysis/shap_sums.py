@@ -78,10 +78,35 @@ def explain(
     ValueError
         Contributions that do not add up to the margin.
     """
-    sums = [_Sums(len(features)) for _ in classes]
-    kept = KeptRows(PLOT_ROWS, len(classes), len(features), seed)
     for booster in boosters.values():
         booster.set_param({"nthread": threads})
+    sums, kept = _stream(boosters, source, matrix_names, classes, seed, threads, check)
+    table, explained = _summed(sums, kept, [f.name for f in features], classes)
+    facts = _facts(sums, table, explained, classes)
+    del kept, sums
+    trim_memory()  # before the plots, which need other memory
+    check()
+    worst = max(facts["additivity_max_error"].values())
+    return Found(
+        on=on,
+        says=[
+            *shap_sentences(table, _spoken_of(explained)),
+            f"Sums of contributions equal the margins of all {facts['rows']:,} rows to {worst:.0e}.",
+        ],
+        flags=shap_flags(table, features, classes),
+        facts=facts,
+        shown=shap_shown(table, classes),
+        tables={"shap": table},
+        pictures=shap_pictures(explained, classes, seed),
+    )
+
+
+def _stream(
+    boosters: Mapping[str, xgb.Booster], source: Iterable[MatrixRows], matrix_names: Sequence[str],
+    classes: Sequence[str], seed: int, threads: int, check: Callable[[], None],
+) -> tuple[list[_Sums], KeptRows]:  # fmt: skip
+    sums = [_Sums(len(matrix_names)) for _ in classes]
+    kept = KeptRows(PLOT_ROWS, len(classes), len(matrix_names), seed)
     for rows in source:
         for start in range(0, len(rows), CHUNK_ROWS):
             check()
@@ -97,46 +122,48 @@ def explain(
                 kept.put(code, places, contributions[came, :-1])
                 del contributions
             del matrix, values
-    if not sums[0].rows or not sums[0].weight > 0:
+    if not sums[0].weight > 0:
         raise ImpossibleError("no row, or none of any weight, is there to be explained")
-    names = [f.name for f in features]
-    table = pl.concat([one.table(name, names) for one, name in zip(sums, classes, strict=True)])
-    errors = {name: one.error for one, name in zip(sums, classes, strict=True)}
-    common = classes[int(np.argmax([one.weight_of_class for one in sums]))]
+    return sums, kept
+
+
+def _summed(
+    sums: Sequence[_Sums], kept: KeptRows, features: Sequence[str], classes: Sequence[str]
+) -> tuple[pl.DataFrame, list[Explained]]:
+    """The table of all classes, and what is drawn of each: no dependence of the most frequent class."""
+    table = pl.concat([one.table(name, features) for one, name in zip(sums, classes, strict=True)])
+    common = int(np.argmax([one.weight_of_class for one in sums]))
     explained = []
     for code, name in enumerate(classes):
-        first = top_features(table, name, TOP)
-        columns = np.array([names.index(n) for n in first["feature"]], dtype=np.int64)
+        top = top_features(table, name, TOP)
+        columns = np.array([features.index(n) for n in top["feature"]], dtype=np.int64)
         sample = kept.sample(code, columns)
-        explained.append(Explained(name, first, sums[code].rows, sample, 0 if name == common else DEPENDENCE))
-    sampled = len(explained[0].sample)
-    of_class = {name: one.rows_of_class for one, name in zip(sums, classes, strict=True)}
-    bases = {name: one.base for one, name in zip(sums, classes, strict=True)}
-    rows_seen, total = sums[0].rows, sums[0].weight
-    del kept, sums
-    trim_memory()  # before the plots, which need other memory
-    check()
-    facts: dict[str, Any] = {
-        "rows": rows_seen, "weight": total, "rows_of_class": of_class, "base_values": bases,
-        "additivity_max_error": errors, "additivity_allowed": ADDITIVITY, "plotted_rows": sampled,
-        "top_features": {e.name: e.top["feature"].to_list() for e in explained},
-        "features_without_effect": {
-            name: table.filter((pl.col("class") == name) & (pl.col("mean_abs_shap") == 0)).height for name in classes
-        },
-    }  # fmt: skip
-    spoken = [name for name in classes if len(classes) <= 3 or name != common][:3]
-    return Found(
-        on=on,
-        says=[
-            *shap_sentences(table, spoken),
-            f"Sums of contributions equal the margins of all {rows_seen:,} rows to {max(errors.values()):.0e}.",
-        ],
-        flags=shap_flags(table, features, classes),
-        facts=facts,
-        shown=shap_shown(table, classes),
-        tables={"shap": table},
-        pictures=shap_pictures(explained, classes, seed),
-    )
+        explained.append(Explained(name, top, sums[code].rows, sample, 0 if code == common else DEPENDENCE))
+    return table, explained
+
+
+def _facts(
+    sums: Sequence[_Sums], table: pl.DataFrame, explained: Sequence[Explained], classes: Sequence[str]
+) -> dict[str, Any]:
+    idle = table.filter(pl.col("mean_abs_shap") == 0)["class"]
+    by_class = dict(zip(classes, sums, strict=True))
+    return {
+        "rows": sums[0].rows,
+        "weight": sums[0].weight,
+        "rows_of_class": {name: one.rows_of_class for name, one in by_class.items()},
+        "base_values": {name: one.base for name, one in by_class.items()},
+        "additivity_max_error": {name: one.error for name, one in by_class.items()},
+        "additivity_allowed": ADDITIVITY,
+        "plotted_rows": len(explained[0].sample),
+        "top_features": {one.name: one.top["feature"].to_list() for one in explained},
+        "features_without_effect": {name: int((idle == name).sum()) for name in classes},
+    }
+
+
+def _spoken_of(explained: Sequence[Explained]) -> list[str]:
+    """At most three classes: rather those whose dependence is drawn."""
+    first = sorted(explained, key=lambda one: not one.dependence)[:3]
+    return [one.name for one in explained if one in first]
 
 
 def as_matrix(table: pa.Table) -> np.ndarray:
