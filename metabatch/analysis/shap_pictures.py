@@ -110,10 +110,10 @@ def _dependence(shap: Any, one: Explained, stem: str, classes: Sequence[str]) ->
             known = ~np.isnan(sample.values[:, number])
             if (~known).any():
                 lacking.append(f"{one.top['feature'][number]} ({int((~known).sum()):,} rows)")
-            drawn = shap.Explanation(
-                values=sample.contributions[known, number], data=sample.values[known, number], feature_names=label
-            )
             if known.any():
+                drawn = shap.Explanation(
+                    values=sample.contributions[known, number], data=sample.values[known, number], feature_names=label
+                )
                 # Neither jitter nor histogram: what is drawn is what the CSV has.
                 shap.plots.scatter(
                     drawn, color=META, hist=False, x_jitter=0, dot_size=9, alpha=0.5, ax=axes, show=False

@@ -21,20 +21,19 @@ from metabatch.analysis.moments import Moments
 from metabatch.analysis.sampling import MatrixRows
 from metabatch.analysis.shap_pictures import Explained, shap_pictures
 from metabatch.analysis.shap_sample import KeptRows
+from metabatch.analysis.shap_table import ADDITIVITY, BLOCK_ROWS, Sums, moments_of, shap_table
 from metabatch.analysis.shap_words import TOP, shap_flags, shap_sentences, shap_shown, top_features
 from metabatch.data.batches import as_float32, as_numpy
 from metabatch.resources.usage import trim_memory
 from metabatch.rundir.manifests import Feature
 
-# Fewer rows at once take longer, more only take memory. Sums are made of blocks that fit a CPU's cache.
-CHUNK_ROWS, _BLOCK_ROWS = 1_024, 128
+# Fewer rows at once take longer, more only take memory.
+CHUNK_ROWS = 1_024
 PLOT_ROWS, DEPENDENCE = 1_000, 4
-# Largest difference allowed between a row's margin and the sum of its contributions, log-odds.
-ADDITIVITY = 1e-3
 # Of the chunk: values, XGBoost's copy (twice while it is made), contributions, and the rows of both that are kept.
 _CELL_BYTES, _BLOCK_COPIES, _SUM_COPIES = 4 + 16 + 4 + 4, 9, 30
-# shap and what it imports, and figures of 1,000 rows and 15 features.
-_PICTURE_BYTES, _PICTURE_CLASS_BYTES = 48 << 20, 12 << 20
+# Measured: libraries' pages and the allocator's; shap with what it imports, and figures of 1,000 rows, 15 features.
+_FIXED_BYTES, _PICTURE_BYTES, _PICTURE_CLASS_BYTES = 32 << 20, 16 << 20, 8 << 20
 
 
 def shap_bytes(features: int, classes: int, width: float) -> int:
@@ -47,8 +46,8 @@ def shap_bytes(features: int, classes: int, width: float) -> int:
     """
     sums = classes * features * 8 * _SUM_COPIES
     kept = (PLOT_ROWS + classes) * features * 4 * (classes + 1)
-    chunk = CHUNK_ROWS * (width + (features + 1) * _CELL_BYTES) + _BLOCK_ROWS * features * 8 * _BLOCK_COPIES
-    return round(sums + kept + max(chunk, _PICTURE_BYTES + classes * _PICTURE_CLASS_BYTES))
+    chunk = CHUNK_ROWS * (width + (features + 1) * _CELL_BYTES) + BLOCK_ROWS * features * 8 * _BLOCK_COPIES
+    return round(_FIXED_BYTES + sums + kept + max(chunk, _PICTURE_BYTES + classes * _PICTURE_CLASS_BYTES))
 
 
 def explain(
@@ -78,10 +77,35 @@ def explain(
     ValueError
         Contributions that do not add up to the margin.
     """
-    sums = [_Sums(len(features)) for _ in classes]
-    kept = KeptRows(PLOT_ROWS, len(classes), len(features), seed)
     for booster in boosters.values():
         booster.set_param({"nthread": threads})
+    sums, kept = _stream(boosters, source, matrix_names, classes, seed, threads, check)
+    table, explained = _summed(sums, kept, [f.name for f in features], classes)
+    facts = _facts(sums, table, explained, classes)
+    del kept, sums
+    trim_memory()  # before the plots, which need other memory
+    check()
+    worst = max(facts["additivity_max_error"].values())
+    return Found(
+        on=on,
+        says=[
+            *shap_sentences(table, _spoken_of(explained)),
+            f"Sums of contributions equal the margins of all {facts['rows']:,} rows to {worst:.0e}.",
+        ],
+        flags=shap_flags(table, features, classes),
+        facts=facts,
+        shown=shap_shown(table, classes),
+        tables={"shap": table},
+        pictures=shap_pictures(explained, classes, seed),
+    )
+
+
+def _stream(
+    boosters: Mapping[str, xgb.Booster], source: Iterable[MatrixRows], matrix_names: Sequence[str],
+    classes: Sequence[str], seed: int, threads: int, check: Callable[[], None],
+) -> tuple[list[Sums], KeptRows]:  # fmt: skip
+    sums = [Sums(len(matrix_names)) for _ in classes]
+    kept = KeptRows(PLOT_ROWS, len(classes), len(matrix_names), seed)
     for rows in source:
         for start in range(0, len(rows), CHUNK_ROWS):
             check()
@@ -97,46 +121,48 @@ def explain(
                 kept.put(code, places, contributions[came, :-1])
                 del contributions
             del matrix, values
-    if not sums[0].rows or not sums[0].weight > 0:
+    if not sums[0].weight > 0:
         raise ImpossibleError("no row, or none of any weight, is there to be explained")
-    names = [f.name for f in features]
-    table = pl.concat([one.table(name, names) for one, name in zip(sums, classes, strict=True)])
-    errors = {name: one.error for one, name in zip(sums, classes, strict=True)}
-    common = classes[int(np.argmax([one.weight_of_class for one in sums]))]
+    return sums, kept
+
+
+def _summed(
+    sums: Sequence[Sums], kept: KeptRows, features: Sequence[str], classes: Sequence[str]
+) -> tuple[pl.DataFrame, list[Explained]]:
+    """The table of all classes, and what is drawn of each: no dependence of the most frequent class."""
+    table = pl.concat([one.table(name, features) for one, name in zip(sums, classes, strict=True)])
+    common = int(np.argmax([one.weight_of_class for one in sums]))
     explained = []
     for code, name in enumerate(classes):
-        first = top_features(table, name, TOP)
-        columns = np.array([names.index(n) for n in first["feature"]], dtype=np.int64)
+        top = top_features(table, name, TOP)
+        columns = np.array([features.index(n) for n in top["feature"]], dtype=np.int64)
         sample = kept.sample(code, columns)
-        explained.append(Explained(name, first, sums[code].rows, sample, 0 if name == common else DEPENDENCE))
-    sampled = len(explained[0].sample)
-    of_class = {name: one.rows_of_class for one, name in zip(sums, classes, strict=True)}
-    bases = {name: one.base for one, name in zip(sums, classes, strict=True)}
-    rows_seen, total = sums[0].rows, sums[0].weight
-    del kept, sums
-    trim_memory()  # before the plots, which need other memory
-    check()
-    facts: dict[str, Any] = {
-        "rows": rows_seen, "weight": total, "rows_of_class": of_class, "base_values": bases,
-        "additivity_max_error": errors, "additivity_allowed": ADDITIVITY, "plotted_rows": sampled,
-        "top_features": {e.name: e.top["feature"].to_list() for e in explained},
-        "features_without_effect": {
-            name: table.filter((pl.col("class") == name) & (pl.col("mean_abs_shap") == 0)).height for name in classes
-        },
-    }  # fmt: skip
-    spoken = [name for name in classes if len(classes) <= 3 or name != common][:3]
-    return Found(
-        on=on,
-        says=[
-            *shap_sentences(table, spoken),
-            f"Sums of contributions equal the margins of all {rows_seen:,} rows to {max(errors.values()):.0e}.",
-        ],
-        flags=shap_flags(table, features, classes),
-        facts=facts,
-        shown=shap_shown(table, classes),
-        tables={"shap": table},
-        pictures=shap_pictures(explained, classes, seed),
-    )
+        explained.append(Explained(name, top, sums[code].rows, sample, 0 if code == common else DEPENDENCE))
+    return table, explained
+
+
+def _facts(
+    sums: Sequence[Sums], table: pl.DataFrame, explained: Sequence[Explained], classes: Sequence[str]
+) -> dict[str, Any]:
+    idle = table.filter(pl.col("mean_abs_shap") == 0)["class"]
+    by_class = dict(zip(classes, sums, strict=True))
+    return {
+        "rows": sums[0].rows,
+        "weight": sums[0].weight,
+        "rows_of_class": {name: one.rows_of_class for name, one in by_class.items()},
+        "base_values": {name: one.base for name, one in by_class.items()},
+        "additivity_max_error": {name: one.error for name, one in by_class.items()},
+        "additivity_allowed": ADDITIVITY,
+        "plotted_rows": len(explained[0].sample),
+        "top_features": {one.name: one.top["feature"].to_list() for one in explained},
+        "features_without_effect": {name: int((idle == name).sum()) for name in classes},
+    }
+
+
+def _spoken_of(explained: Sequence[Explained]) -> list[str]:
+    """At most three classes: rather those whose dependence is drawn."""
+    first = sorted(explained, key=lambda one: not one.dependence)[:3]
+    return [one.name for one in explained if one in first]
 
 
 def as_matrix(table: pa.Table) -> np.ndarray:
@@ -146,73 +172,6 @@ def as_matrix(table: pa.Table) -> np.ndarray:
         gaps = bool(column.null_count)
         found[:, number] = as_numpy(pc.fill_null(as_float32(column), float("nan")) if gaps else column)
     return found
-
-
-class _Sums:
-    """Sums of one class over the rows seen. `error`: largest difference between margin and contributions."""
-
-    def __init__(self, features: int) -> None:
-        self.rows = self.rows_of_class = 0
-        self.weight = self.weight_of_class = self.error = 0.0
-        self.base = float("nan")
-        self._size = Moments.none(features)  # of |contribution| and contribution
-        self._known = Moments.none(features)  # of value and contribution, where there is a value
-        self._of_class = np.zeros(features)
-
-    def add(
-        self, name: str, values: np.ndarray, contributions: np.ndarray, margin: np.ndarray, weight: np.ndarray,
-        positive: np.ndarray,
-    ) -> None:  # fmt: skip
-        """`values`: shape (n, features); `contributions`: shape (n, features + 1), the last is the base value."""
-        self.base = float(contributions[0, -1])
-        self.rows += len(values)
-        self.rows_of_class += int(positive.sum())
-        self.weight += float(weight.sum())
-        self.weight_of_class += float(weight[positive].sum())
-        for start in range(0, len(values), _BLOCK_ROWS):
-            part = slice(start, start + _BLOCK_ROWS)
-            block, weights = contributions[part].astype(np.float64), weight[part, None]
-            error = float(np.abs(block.sum(axis=1) - margin[part]).max())
-            if not error <= ADDITIVITY:
-                raise ValueError(
-                    f"{name}: the contributions of a row differ from its margin by {error:.2g} log-odds "
-                    f"(at most {ADDITIVITY:g} is allowed)"
-                )
-            self.error = max(self.error, error)
-            block = block[:, :-1]
-            size = np.abs(block)
-            self._of_class += weights[positive[part], 0] @ size[positive[part]]
-            self._size += Moments.of(size, block, weights)
-            del size
-            value = values[part].astype(np.float64)
-            missing = np.isnan(value)
-            if missing.any():
-                value[missing] = 0.0
-                weights = np.where(missing, 0.0, weights)
-            self._known += Moments.of(value, block, weights)
-
-    def table(self, name: str, features: Sequence[str]) -> pl.DataFrame:
-        with_class = self.weight_of_class > 0
-        of_class = self._of_class / self.weight_of_class if with_class else np.full(len(features), np.nan)
-        return _table([name] * len(features), features, self.rows, self._size, self._known, of_class,
-                      np.full(len(features), self.weight_of_class))  # fmt: skip
-
-
-def _table(
-    name: Sequence[str], feature: Sequence[str], rows: int | np.ndarray, size: Moments, known: Moments,
-    of_class: np.ndarray, weight_of_class: np.ndarray,
-) -> pl.DataFrame:  # fmt: skip
-    """shap.parquet. known_* and value_* are over the rows that have a value: with them tables can be pooled."""
-    count = np.broadcast_to(np.asarray(rows, dtype=np.int64), len(feature))
-    return pl.DataFrame(
-        {
-            "class": name, "feature": feature, "mean_abs_shap": size.x, "mean_shap": size.y, "sd_shap": size.sd_y(),
-            "mean_abs_shap_of_class": of_class, "direction": known.correlation(), "rows": count,
-            "weight": size.weight, "weight_of_class": weight_of_class, "known_weight": known.weight,
-            "value_mean": known.x, "value_sd": known.sd_x(), "known_mean_shap": known.y,
-            "known_sd_shap": known.sd_y(),
-        }
-    ).with_columns(pl.col("mean_abs_shap_of_class", "direction").fill_nan(None))  # fmt: skip
 
 
 def merge_shap(tables: Sequence[tuple[float, pl.DataFrame]]) -> pl.DataFrame:
@@ -237,23 +196,14 @@ def merge_shap(tables: Sequence[tuple[float, pl.DataFrame]]) -> pl.DataFrame:
     for part, table in zip(share / share.sum(), (t for _, t in tables), strict=True):
         columns = {n: table[n].to_numpy() for n in table.columns if table[n].dtype.is_numeric()}
         factor = part * whole / columns["weight"]
-        size += _moments(columns, "weight", "mean_abs_shap", None, "mean_shap", "sd_shap").scaled(factor)
-        known += _moments(columns, "known_weight", "value_mean", "value_sd", "known_mean_shap", "known_sd_shap").scaled(
-            factor
-        )
+        size += moments_of(columns, "weight", "mean_abs_shap", None, "mean_shap", "sd_shap").scaled(factor)
+        known += moments_of(
+            columns, "known_weight", "value_mean", "value_sd", "known_mean_shap", "known_sd_shap"
+        ).scaled(factor)
         of_class += factor * columns["weight_of_class"] * np.nan_to_num(columns["mean_abs_shap_of_class"])
         weight_of_class += factor * columns["weight_of_class"]
     mean_of_class = np.full(first.height, np.nan)
     np.divide(of_class, weight_of_class, out=mean_of_class, where=weight_of_class > 0)
     rows = np.sum([t["rows"].to_numpy() for _, t in tables], axis=0)
     names = first["class"].to_list(), first["feature"].to_list()
-    return _table(*names, rows, size, known, mean_of_class, weight_of_class)
-
-
-def _moments(columns: Mapping[str, np.ndarray], weight: str, x: str, sd_x: str | None, y: str, sd_y: str) -> Moments:
-    """Moments as a table holds them."""
-    total = columns[weight]
-    far_y = columns[sd_y]
-    far_x = columns[sd_x] if sd_x else np.zeros_like(far_y)
-    together = far_x * far_y * np.nan_to_num(columns["direction"])
-    return Moments(total, columns[x], columns[y], total * far_x**2, total * far_y**2, total * together)
+    return shap_table(*names, rows, size, known, mean_of_class, weight_of_class)

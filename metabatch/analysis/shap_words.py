@@ -13,7 +13,7 @@ TOP = 15
 # Correlation of value and contribution from which one direction is spoken of.
 _CLEAR = 0.3
 # A feature other than a base score with so much of all contributions is worth a look.
-_DOMINANT = 0.5
+_DOMINANT = 0.8
 
 
 def shap_shown(table: pl.DataFrame, classes: Sequence[str]) -> list[Shown]:

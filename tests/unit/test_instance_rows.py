@@ -65,7 +65,7 @@ def rows_of(folder: Path, every_other_gene: bool) -> tuple[list[Piece], Rows, Pr
 
 
 @pytest.mark.parametrize("every_other_gene", [False, True], ids=["whole row groups", "some genes"])
-@pytest.mark.parametrize("chunk", [7, 500, 10**6])
+@pytest.mark.parametrize("chunk", [31, 500, 10**6])
 def test_chosen_rows_are_those_of_the_matrix(every_other_gene: bool, chunk: int) -> None:
     pieces, rows, prepare, columns = rows_of(DEMO, every_other_gene)
     rng = np.random.default_rng(1)
