@@ -10,12 +10,11 @@ import numpy as np
 import polars as pl
 
 from metabatch.analysis.sampling import draw_units
+from metabatch.resources.law import ANALYSED_ROWS
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.manifests import Columns, Plan
 from metabatch.rundir.tables import read_genes
 
-# More rows than this are not held: whole units are drawn, and the analysis says so.
-MOST_ROWS = 300_000
 _FORWARD, _BACKWARD = ("+", "1", "+1"), ("-", "-1")
 
 
@@ -126,7 +125,7 @@ def load_scored(
 
 
 def load_out_of_fold(
-    run: RunDir, plan: Plan, *, most: int | None = MOST_ROWS, only_scores: bool = False
+    run: RunDir, plan: Plan, *, most: int | None = ANALYSED_ROWS, only_scores: bool = False
 ) -> ScoredRows:  # fmt: skip
     """The training genes' out-of-fold rows of all instances, each gene from the instance where it is core."""
     core = pl.read_parquet(run.assignments).filter(pl.col("role") == "core")

@@ -16,38 +16,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xgboost as xgb
 
+from metabatch.analysis.bounds import CHUNK_ROWS, PLOT_ROWS
 from metabatch.analysis.frame import Found, ImpossibleError
 from metabatch.analysis.moments import Moments
 from metabatch.analysis.sampling import MatrixRows
 from metabatch.analysis.shap_pictures import Explained, shap_pictures
 from metabatch.analysis.shap_sample import KeptRows
-from metabatch.analysis.shap_table import ADDITIVITY, BLOCK_ROWS, Sums, moments_of, shap_table
+from metabatch.analysis.shap_table import ADDITIVITY, Sums, moments_of, shap_table
 from metabatch.analysis.shap_words import TOP, shap_flags, shap_sentences, shap_shown, top_features
 from metabatch.data.batches import as_float32, as_numpy
 from metabatch.resources.usage import trim_memory
 from metabatch.rundir.manifests import Feature
 
-# Fewer rows at once take longer, more only take memory.
-CHUNK_ROWS = 1_024
-PLOT_ROWS, DEPENDENCE = 1_000, 4
-# Of the chunk: values, XGBoost's copy (twice while it is made), contributions, and the rows of both that are kept.
-_CELL_BYTES, _BLOCK_COPIES, _SUM_COPIES = 4 + 16 + 4 + 4, 9, 30
-# Measured: libraries' pages and the allocator's; shap with what it imports, and figures of 1,000 rows, 15 features.
-_FIXED_BYTES, _PICTURE_BYTES, _PICTURE_CLASS_BYTES = 32 << 20, 16 << 20, 8 << 20
-
-
-def shap_bytes(features: int, classes: int, width: float) -> int:
-    """Most bytes that `explain` holds beside its input chunk and the boosters.
-
-    Parameters
-    ----------
-    width : float
-        Bytes of a row in the types of the features: the table of the chunk before is held while the next is made.
-    """
-    sums = classes * features * 8 * _SUM_COPIES
-    kept = (PLOT_ROWS + classes) * features * 4 * (classes + 1)
-    chunk = CHUNK_ROWS * (width + (features + 1) * _CELL_BYTES) + BLOCK_ROWS * features * 8 * _BLOCK_COPIES
-    return round(_FIXED_BYTES + sums + kept + max(chunk, _PICTURE_BYTES + classes * _PICTURE_CLASS_BYTES))
+DEPENDENCE = 4
 
 
 def explain(

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import polars as pl
 
+from metabatch.analysis.bounds import BLOCK_ROWS
 from metabatch.analysis.moments import Moments
 
-# Rows summed at once: float64 copies of so many fit a CPU's cache.
-BLOCK_ROWS = 128
 # Largest difference allowed between a row's margin and the sum of its contributions, log-odds.
 ADDITIVITY = 1e-3
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from metabatch.analysis.bounds import shap_bytes
+from metabatch.analysis.bounds import importance_bytes, shap_bytes
 from metabatch.data.batches import joined
 from metabatch.data.layout import cell_bytes
 from metabatch.data.shards import READ_BUFFER, open_parquet
@@ -33,9 +33,9 @@ ROW_BYTES, FOLD_ROW_BYTES = 68, 74
 SCORING_ROW_BYTES = 104
 SCORE_BYTES, CALIBRATED_BYTES = 4, 8
 # Analyses. Beside each row: labels, genes, units and which rows are drawn; each scored row in memory and its sorted
-# copies; libraries (figures, statistics; SHAP brings its own), and what a few thousand drawn rows take in copies.
+# copies; libraries (figures, statistics; SHAP brings its own).
 ANALYSIS_ROW_BYTES, SCORED_ROW_BYTES, SCORED_CLASS_BYTES = 40, 150, 24
-ANALYSIS_BYTES, DRAWN_ROWS = 80 << 20, 2 * (4_096 + 8_192)
+ANALYSIS_BYTES = 80 << 20
 # Gradient and hessian in double precision, and a tenth for the threads' own buffers.
 HISTOGRAM_BYTES_PER_BIN = 16 * 1.1
 # External memory: heaps of the threads that read pages ahead.
@@ -106,7 +106,7 @@ def _analysis_bytes(analyses: Sequence[str], features: int, classes: int, width:
     if not analyses:
         return 0
     shap = shap_bytes(features, classes, width) if "shap" in analyses else 0
-    return ANALYSIS_BYTES + max(shap, round(DRAWN_ROWS * width) if "importance" in analyses else 0)
+    return ANALYSIS_BYTES + max(shap, importance_bytes(width) if "importance" in analyses else 0)
 
 
 def room_per_cell(budget: int, rows: int, features: int, options: Options) -> float:

@@ -135,7 +135,7 @@ class _Work:
             material = Material(
                 self.run, self.plan, self.planned.index, features, self.folder, self.threads, self.stop,
                 msgspec.json.decode((self.folder / "metrics.json").read_bytes()), parts,
-                self._pieces(first.rows.genes), self.rung.batch_rows, first, count,
+                self._pieces(first.rows.genes), first, count,
             )  # fmt: skip
             explain(material, self.instance.progress)
             phase.rows_read, phase.rows_asked = count.read, count.asked

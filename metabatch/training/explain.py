@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from metabatch.analysis.ablation import ablation
+from metabatch.analysis.bounds import COMPARED_ROWS, PERMUTED_ROWS
 from metabatch.analysis.calibration import calibration
 from metabatch.analysis.comparison import compare
 from metabatch.analysis.curves import curves
@@ -28,8 +29,6 @@ from metabatch.rundir.publish import write_bytes
 from metabatch.training.material import Material
 
 log = logging.getLogger(__name__)
-# Rows on which features are permuted, and on which they are held against the label.
-PERMUTED_ROWS, COMPARED_ROWS = 4_096, 8_192
 
 
 def explain(material: Material, progress: Path) -> Sections:

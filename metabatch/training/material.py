@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 import xgboost as xgb
 
+from metabatch.analysis.bounds import CHUNK_ROWS
 from metabatch.analysis.frame import ImpossibleError
 from metabatch.analysis.sampling import MatrixRows, draw_rows
-from metabatch.analysis.scored import MOST_ROWS, ScoredRows, load_scored, resampling_units
-from metabatch.analysis.shap_sums import CHUNK_ROWS
+from metabatch.analysis.scored import ScoredRows, load_scored, resampling_units
 from metabatch.data.batches import Piece, RowCount
 from metabatch.data.preprocess import Preprocessor
+from metabatch.resources.law import ANALYSED_ROWS
 from metabatch.resources.signals import StopFlag
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.manifests import FeatureSet, Plan
@@ -45,7 +46,6 @@ class Material:
     metrics: dict[str, Any]
     parts: int
     pieces: Sequence[Piece]
-    batch_rows: int
     fitted: Fitted
     count: RowCount
 
@@ -64,11 +64,13 @@ class Material:
 
     @functools.cached_property
     def scored(self) -> ScoredRows:
-        """The out-of-fold rows, at most `MOST_ROWS` of them."""
+        """The out-of-fold rows, at most `ANALYSED_ROWS` of them."""
         if not self.plan.options.n_folds:
             raise ImpossibleError("there is no cross-validation (--n-folds 0), so no row was scored out of fold")
         groups = resampling_units(self.run, self.plan)
-        return load_scored(self.folder / "oof.parquet", self.plan.columns, groups, most=MOST_ROWS, seed=self.plan.seed)
+        return load_scored(
+            self.folder / "oof.parquet", self.plan.columns, groups, most=ANALYSED_ROWS, seed=self.plan.seed
+        )
 
     @functools.cached_property
     def unit(self) -> np.ndarray:

@@ -357,7 +357,8 @@ def test_memory_stays_below_its_bound() -> None:
     code = textwrap.dedent("""
         import numpy as np, pyarrow as pa, xgboost as xgb
         from metabatch.analysis.sampling import MatrixRows
-        from metabatch.analysis.shap_sums import CHUNK_ROWS, explain, shap_bytes
+        from metabatch.analysis.bounds import CHUNK_ROWS, shap_bytes
+        from metabatch.analysis.shap_sums import explain
         from metabatch.resources.usage import peak_rss, reset_peak_rss, resident_bytes, trim_memory
         from metabatch.rundir.manifests import Feature
         n, f, classes = 40_000, 400, ["a", "b", "c"]
