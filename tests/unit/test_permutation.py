@@ -15,6 +15,7 @@ from metabatch.analysis.permutation import (
     MOST_ROWS,
     UNMEASURED,
     UNUSED,
+    _dense,
     block_maps,
     fewer,
     permutation_importance,
@@ -167,8 +168,14 @@ def test_the_rows_are_left_as_they_were() -> None:
     assert rows.table.to_pydict() == before
 
 
+def test_the_models_see_what_they_see_elsewhere() -> None:
+    """Missing cells and small integers arrive as they do from Arrow."""
+    table, label, _ = table_of(60, 0)
+    model = trained(table, label, 10)
+    assert np.array_equal(model.inplace_predict(_dense(table)), model.inplace_predict(table))
+
+
 def test_a_sliced_table_is_read_from_where_it_begins() -> None:
-    """XGBoost ignores the offset of an Arrow array."""
     table, label, unit = table_of(60, 0)
     models = {"donor": trained(table, label, 10)}
     used = used_by(models, table.column_names, {})
