@@ -243,10 +243,13 @@ def _picture(table: pl.DataFrame, name: str, stem: str, found: dict[str, Any], w
     own = table.filter(pl.col("score") == name)
     figure, axes = new_axes(6.2, 4.2)
     for model, colour, marker, line, shift in (("base", BASE, "s", "--", -0.12), ("meta", META, "o", "-", 0.12)):
-        part = own.filter((pl.col("model") == model) & pl.col("mean").is_not_null())
+        part = own.filter(pl.col("model") == model)
         if part.is_empty():
             continue
-        low, mean, high = (part[c].fill_null(part["mean"]).clip(_FLOOR).to_numpy() for c in ("low", "mean", "high"))
+        # NaN where there are no rows: the line breaks there. An interval that is undefined (one group) has no length.
+        low, mean, high = (
+            part[c].fill_null(part["mean"]).clip(_FLOOR).fill_null(np.nan).to_numpy() for c in ("low", "mean", "high")
+        )
         x = part["offset"].to_numpy() + shift
         label = "meta-model" if model == "meta" else "base model"
         axes.plot(x, mean, color=colour, marker=marker, linestyle=line, markersize=4, linewidth=1, label=label)
@@ -261,6 +264,7 @@ def _picture(table: pl.DataFrame, name: str, stem: str, found: dict[str, Any], w
     axes.set_ylim(max(bottom, _FLOOR / 2), top * (top / max(bottom, _FLOOR)) ** 0.15)  # room for the counts
     step = max(1, -(-window // 10))
     axes.set_xticks([o for o in range(-window, window + 1) if o % step == 0])
+    axes.tick_params(axis="x", labelsize="small")
     axes.set(xlabel="offset from the true site (nt, downstream positive)", ylabel=f"mean {name} score (log scale)",
              title=f"{name}: {found['sites']:,} true sites")  # fmt: skip
     axes.legend(frameon=False, fontsize="small", loc="center right")

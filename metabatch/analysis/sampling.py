@@ -41,7 +41,14 @@ def draw_rows(label: np.ndarray, most: int, classes: int, seed: int) -> tuple[np
     rows : ndarray of int64, shape (m,), ascending
     times : ndarray of float64, shape (m,)
         Rows of its class over rows drawn of its class: with these weights the sample stands for all rows.
+
+    Raises
+    ------
+    ValueError
+        `most` is below the number of classes: a class without a drawn row could not be stood for.
     """
+    if most < classes:
+        raise ValueError(f"{most} row(s) cannot stand for {classes} classes")
     counts = np.bincount(label, minlength=classes)
     quota = quotas(counts, most)
     rng = np.random.default_rng(seed)
@@ -66,13 +73,15 @@ def quotas(counts: np.ndarray, most: int) -> np.ndarray:
 
 
 def draw_units(sizes: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """Whole units (genes, split groups) in random order until `most` rows are reached; bool, shape (units,).
+    """Whole units (genes, split groups) in random order as long as they have at most `most` rows together.
 
-    At least one; all of them when they have no more rows than that.
+    bool, shape (units,). All of them when they have no more rows than that. A unit that alone has more comes last: it
+    is taken only where every unit is as large, for at least one is.
     """
     if sizes.sum() <= most:
         return np.ones(len(sizes), dtype=bool)
     order = np.random.default_rng(seed).permutation(len(sizes))
+    order = order[np.argsort(sizes[order] > most, kind="stable")]
     total = np.cumsum(sizes[order])
     chosen = np.zeros(len(sizes), dtype=bool)
     chosen[order[: max(1, int(np.searchsorted(total, most, side="right")))]] = True

@@ -242,6 +242,9 @@ def _picture(rows: ScoredRows, c: _Class, stem: str) -> Picture:
         axes.axhline(c.facts["base"]["f1"], color=BASE, linestyle=":", label="base score's best F1")
     if logit:
         axes.set_xscale("logit")
+        ticks = [t for t in (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999) if x.min() <= t <= x.max()]
+        axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        axes.set_xticks([], minor=True)
     counts = f"{c.facts['positives']:,} of {len(rows):,} rows, {len(rows.gene_names):,} genes"
     axes.set(
         xlabel="threshold of the meta score" + (" (logit scale)" if logit else ""), ylabel="precision, recall, F1",
@@ -249,7 +252,7 @@ def _picture(rows: ScoredRows, c: _Class, stem: str) -> Picture:
     )  # fmt: skip
     if not logit:
         axes.set_xlim(0, 1)
-    axes.legend(frameon=False, fontsize="small")
+    axes.legend(fontsize="small", edgecolor="none", loc="center left")
     caption = f"{c.name}: precision, recall and F1 of calls at or above a threshold, weighted; n = {len(rows):,} rows"
     if logit:
         caption += f"; thresholds below {_EDGE:g} or above 1 - {_EDGE:g} are drawn at these"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 
 import metabatch
+from metabatch.analysis.scored import load_out_of_fold
+from metabatch.analysis.thresholds import best_thresholds
 from metabatch.errors import InputError, UsageError
-from tests.conftest import DEMO, start, succeed
+from metabatch.metrics.thresholds import at_threshold
+from metabatch.rundir.fingerprint import open_plan
+from metabatch.rundir.layout import RunDir
+from tests.conftest import DEMO, small_table, start, succeed, write_table
+
+CLASSES = ("neither", "donor", "acceptor")
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +149,67 @@ def test_arrays_of_another_width_and_foreign_types_are_refused(trained: Path) ->
         model.predict_proba(np.zeros((2, 3)))
     with pytest.raises(UsageError, match="cannot predict on list"):
         model.predict_proba([[1.0]])
+
+
+def test_calls_are_the_written_scores_at_the_thresholds_of_the_bundle(trained: Path, tmp_path: Path) -> None:
+    thresholds = json.loads((trained / "ensemble" / "bundle.json").read_text())["thresholds"]
+    run = RunDir(trained)
+    assert thresholds == best_thresholds(load_out_of_fold(run, open_plan(run)), CLASSES)
+    succeed("predict", "--quiet", trained, DEMO, tmp_path / "out")
+    written = pl.read_parquet(tmp_path / "out" / "part-*.parquet")
+    for name in CLASSES:
+        assert written[f"{name}_call"].dtype == pl.Boolean
+        assert (written[f"{name}_call"] == (written[f"{name}_meta"] >= thresholds[name])).all()
+    assert 0 < written["donor_call"].sum() < written.height
+
+
+def test_the_threshold_is_judged_on_genes_that_did_not_choose_it(trained: Path) -> None:
+    metrics = json.loads((trained / "evaluation" / "metrics.json").read_text())
+    bundle = json.loads((trained / "ensemble" / "bundle.json").read_text())
+    rows = pl.read_parquet(trained / "evaluation" / "predictions.parquet")
+    positive, weight = (rows["label"] == "donor").to_numpy(), rows["weight"].to_numpy()
+    expected = at_threshold(rows["donor_meta"].to_numpy(), positive, weight, bundle["thresholds"]["donor"])
+    found = metrics["meta"]["donor"]["at_threshold"]
+    assert found == pytest.approx(expected)
+    assert 0 < found["f1"] < 1
+    assert "at_threshold" not in metrics["out_of_fold"]["meta"]["donor"]
+
+
+def test_an_ensemble_takes_each_gene_from_its_core_instance_and_judges_no_threshold_without_a_holdout(
+    ensemble: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    copy = copy_of(ensemble)
+    succeed("consolidate", "--quiet", copy)
+    run = RunDir(copy)
+    rows = load_out_of_fold(run, open_plan(run), most=None)
+    assert (len(rows), len(rows.gene_names)) == (16392, 37)
+    bundle = json.loads((copy / "ensemble" / "bundle.json").read_text())
+    assert bundle["thresholds"] == best_thresholds(rows, CLASSES)
+    succeed("evaluate", "--quiet", copy)
+    metrics = json.loads((copy / "evaluation" / "metrics.json").read_text())
+    assert all("at_threshold" not in m for m in metrics["meta"].values())
+
+
+def test_a_bundle_of_before_thresholds_predicts_without_calls(trained: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(trained / "ensemble", tmp_path / "bundle"))
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    del manifest["thresholds"]
+    raw = json.dumps(manifest).encode()
+    (bundle / "bundle.json").write_bytes(raw)
+    done = json.loads((bundle / "done.json").read_text())
+    done["files"]["bundle.json"] = {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+    (bundle / "done.json").write_text(json.dumps(done))
+    said = succeed("predict", bundle, DEMO, tmp_path / "out").err
+    assert "no thresholds" in said
+    written = pl.read_parquet(tmp_path / "out" / "part-*.parquet")
+    assert "donor_meta" in written.columns
+    assert not [c for c in written.columns if c.endswith("_call")]
+
+
+def test_without_cross_validation_there_are_no_thresholds_and_predict_says_so(tmp_path: Path) -> None:
+    data, run = write_table(tmp_path / "data", small_table()), tmp_path / "run"
+    succeed("run-all", "--quiet", "--holdout-fraction", "0.3", "--n-folds", "0", "--calibration", "none",
+            "--n-estimators", "5", "--early-stopping-patience", "0", data, run)  # fmt: skip
+    assert json.loads((run / "ensemble" / "bundle.json").read_text())["thresholds"] == {}
+    assert "no thresholds" in succeed("predict", run, data, tmp_path / "out").err
+    assert "donor_call" not in pl.read_parquet(tmp_path / "out" / "part-*.parquet").columns

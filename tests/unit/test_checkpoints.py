@@ -13,7 +13,7 @@ from metabatch.errors import InterruptedRunError
 from metabatch.options import Options
 from metabatch.resources.signals import StopFlag
 from metabatch.rundir.manifests import Booster
-from metabatch.training.boosters import FoldResult, booster_params, train_final, train_fold
+from metabatch.training.boosters import FoldResult, _standing_for, booster_params, train_final, train_fold
 from metabatch.training.checkpoints import Checkpoints
 
 ROUNDS = 24
@@ -62,7 +62,53 @@ def fold(table: Table, kept: Checkpoints | None, on_round: object = lambda: None
     slot = kept.slot("fold", params()) if kept else None
     return train_fold(
         table.matrix, params(), table.positive, table.weight, table.held_out, ROUNDS, patience, on_round, slot,  # type: ignore[arg-type]
+        keep=True,
     )  # fmt: skip
+
+
+def test_the_curves_are_the_losses_after_each_round_and_the_kept_model_gives_the_scores(table: Table) -> None:
+    result = fold(table, None, patience=3)
+    assert result.stopped_early
+    assert result.model is not None
+    kept = xgb.Booster(model_file=bytearray(result.model))
+    assert kept.num_boosted_rounds() == result.rounds < result.trained_rounds
+    table.matrix.set_info(label=table.positive, weight=np.where(table.held_out, np.float32(0), table.weight))
+    whole = xgb.train(params(), table.matrix, result.trained_rounds)
+    for at in range(result.trained_rounds):
+        p = whole.predict(table.matrix, iteration_range=(0, at + 1)).astype(float)
+        loss = -np.log(np.where(table.positive, p, 1 - p))
+        for rows, curve in ((~table.held_out, result.curve_train), (table.held_out, result.curve_held_out)):
+            assert curve[at] == pytest.approx(np.average(loss[rows], weights=table.weight[rows]), rel=1e-5)
+    assert np.abs(kept.predict(table.matrix)[table.held_out] - result.scores).max() < 1e-6
+    assert result.curve_train[result.rounds - 1] == pytest.approx(result.train_logloss, rel=1e-5)
+
+
+@pytest.mark.parametrize("hits", [0, 300, 9_000])
+def test_the_rows_of_the_training_curve_stand_for_all_of_them(hits: int) -> None:
+    rng = np.random.default_rng(1)
+    positive = rng.permutation(np.arange(20_000) < hits)
+    weight = rng.uniform(0.5, 2, 20_000).astype(np.float32)
+    among = rng.random(20_000) < 0.9
+    rows, stood = _standing_for(positive, weight, among, 4_000)
+    assert len(rows) == 4_000
+    assert len(np.unique(rows)) == len(rows)
+    assert among[rows].all()
+    for side in (True, False):
+        assert stood[positive[rows] == side].sum() == pytest.approx(weight[among & (positive == side)].sum(), rel=1e-5)
+    if hits == 300:
+        assert positive[rows].sum() == (positive & among).sum()  # the rare side whole
+
+
+def test_a_checkpoint_of_the_former_format_is_not_used(
+    tmp_path: Path, table: Table, caplog: pytest.LogCaptureFixture
+) -> None:
+    fold(table, checkpoints(tmp_path))
+    file = tmp_path / "fold.ckpt"
+    assert file.read_bytes().startswith(b"metabatch-checkpoint 2 ")
+    file.write_bytes(file.read_bytes().replace(b"checkpoint 2", b"checkpoint 1", 1))
+    with caplog.at_level(logging.WARNING):
+        assert checkpoints(tmp_path).slot("fold", params()).read() is None
+    assert "does not begin with" in caplog.text
 
 
 @pytest.mark.parametrize("patience", [0, 3])
@@ -83,6 +129,10 @@ def test_a_fold_goes_on_as_if_it_had_never_stopped(tmp_path: Path, table: Table,
     assert (again.restored_boosters, again.restored_rounds) == (1, undisturbed.trained_rounds)
     for result in (resumed, known):
         assert np.array_equal(result.scores, undisturbed.scores)
+        assert len(result.curve_train) == len(result.curve_held_out) == result.trained_rounds
+        assert result.curve_train.tobytes() == undisturbed.curve_train.tobytes()
+        assert result.curve_held_out.tobytes() == undisturbed.curve_held_out.tobytes()
+        assert result.model == undisturbed.model
         for name in ("rounds", "trained_rounds", "stopped_early", "train_logloss", "held_out_logloss"):
             assert getattr(result, name) == getattr(undisturbed, name), name
 
