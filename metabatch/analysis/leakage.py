@@ -1,9 +1,10 @@
 """Features that give the label away, each looked at alone: by its values, and by where it is missing or zero.
 
-With a base score that works, a feature may well be as good as the base, since many are made from it. What no honest
-feature does is to tell a class nearly as well again *among rows of like base score*. These rows are the blocks of the
-isotonic regression of the class on its base score: within one, the score tells nothing more. Without such a base
-score a feature has to be all but the label itself.
+With base scores that work, a feature may well be as good as they are, since many are made from them. What no honest
+feature does is to tell a class nearly as well again *among rows of like base scores*: rows to which the base scores
+together, by a small model of nothing else that was grown on other genes, give the same probability. They are the blocks
+of an isotonic regression of the class on it: within one it tells nothing more. Without such base scores a feature has
+to be all but the label itself.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import xgboost as xgb
 from scipy.optimize import isotonic_regression
 from scipy.stats import binomtest
 
@@ -29,8 +31,8 @@ WORKING_AUC, BEYOND_AUC = 0.9, 0.9
 # Or this part of the base's own error at most: where the base leaves too few rows of like score to compare in.
 MARKED = 0.25
 # A state (missing, present, zero, not zero) of one side only, even if it is seldom (a leak in one shard): the part of
-# its rows on that side, at least so with 95 % confidence, and the odds of that against those the base score gives.
-PURE, SURE, ODDS = 0.95, 0.9, 30.0
+# its rows on that side is at least this with 95 % confidence, and the odds of it so many times those expected.
+PURE, ODDS = 0.95, 15.0
 # Fewer rows of either side, or genes, can be chance; so can what is within two standard errors (of the AUC by genes, of
 # the AP binomial in the positives: Boyd, Eng and Page 2013).
 LEAST_ROWS, LEAST_UNITS, ERRORS = 20, 5, 2.0
@@ -46,7 +48,7 @@ _SCHEMA = {
 
 @dataclass(frozen=True)
 class _Base:
-    """The base score of a class: how good it is alone, the rows alike in it, and the class share expected there."""
+    """What the base scores tell of a class: how good they are, the rows alike in them, the share expected there."""
 
     auc: float
     ap: float
@@ -65,8 +67,7 @@ class Screen:
     unit : ndarray of int, shape (n,)
         Codes of the genes; rows of one are no independent evidence.
     base : mapping
-        Class -> its base score, float, shape (n,), NaN where missing. A class without one is set against the sum of
-        the others' when all of these have one.
+        Class -> its base score, float, shape (n,), NaN where missing. All of them count for every class.
     """
 
     def __init__(
@@ -76,13 +77,10 @@ class Screen:
         self._one_hot = (label[:, None] == np.arange(len(classes))).astype(np.int32)
         self._units = min(LEAST_UNITS, len(np.unique(unit)))
         self._base: dict[int, _Base] = {}
-        for k, name in enumerate(self.classes):
-            score = base.get(name)
-            others = [base[c] for c in self.classes if c != name and c in base]
-            if score is None and others and len(others) == len(self.classes) - 1:
-                score = -np.sum(others, axis=0, dtype=np.float64)
-            if score is not None and 0 < self._one_hot[:, k].sum() < len(label):
-                self._base[k] = self._base_of(np.asarray(score, dtype=np.float64), k)
+        scores = np.stack([np.asarray(b, dtype=np.float32) for b in base.values()], axis=1) if base else None
+        for k in range(len(self.classes)):
+            if scores is not None and 0 < self._one_hot[:, k].sum() < len(label):
+                self._base[k] = self._base_of(_probability(scores, self._one_hot[:, k], unit), k)
 
     def column(self, name: str, values: np.ndarray) -> list[dict[str, Any]]:
         """One row of `leakage_table` a class, flagged by the numbers alone.
@@ -121,18 +119,11 @@ class Screen:
         return found
 
     def _base_of(self, score: np.ndarray, k: int) -> _Base:
-        """Rows without the score are alike, too."""
-        gone = np.isnan(score)
-        present = np.flatnonzero(~gone)
-        stratum, expected = np.zeros(len(score), dtype=np.int64), np.zeros(len(score))
-        if gone.any():
-            expected[gone] = self._one_hot[gone, k].mean()
-        if not len(present):
-            return _Base(np.nan, np.nan, np.nan, stratum, expected)
-        ranked = rank(score[present], present, self._one_hot)
+        ranked = rank(score, np.arange(len(score)), self._one_hot)
         fitted = isotonic_regression(ranked.hits[k] / ranked.counts, weights=ranked.counts)
         blocks = np.diff(fitted.blocks)
-        stratum[ranked.rows] = 1 + np.repeat(np.arange(len(blocks)), blocks)[ranked.code]
+        stratum, expected = np.zeros(len(score), dtype=np.int64), np.zeros(len(score))
+        stratum[ranked.rows] = np.repeat(np.arange(len(blocks)), blocks)[ranked.code]
         expected[ranked.rows] = fitted.x[ranked.code]
         auc, ap = auc_and_ap(ranked)
         return _Base(auc[k], ap[k], max(abs(c[k]) for c in correlations(ranked)), stratum, expected)
@@ -159,11 +150,11 @@ class Screen:
             return f"AP {ap:.2f} alone, in a class of {share:.1%} of the rows" if ap_low >= SAME_AP else None
         low, beyond = self._surely(ranked, k, base.stratum, up=auc >= 0.5)
         if alone >= BEYOND_AUC and low >= BEYOND_AUC:
-            return f"AUC {alone:.3f} alone, and {beyond:.2f} among rows of like base score"
+            return f"AUC {alone:.3f} alone, and {beyond:.2f} among rows of like base scores"
         if abs(r) >= SAME_CORRELATION and 1 - abs(r) <= MARKED * (1 - base.correlation):
-            return f"{same}, the base score's is {base.correlation:.2f}"
+            return f"{same}, that of the base scores is {base.correlation:.2f}"
         if ap_low >= SAME_AP and 1 - ap_low <= MARKED * (1 - base.ap):
-            return f"AP {ap:.2f} alone, the base score's is {base.ap:.2f}"
+            return f"AP {ap:.2f} alone, that of the base scores is {base.ap:.2f}"
         return None
 
     def _by_state(self, state: str, ranked: Ranked, k: int, auc: float) -> str | None:
@@ -179,7 +170,7 @@ class Screen:
                 mine = int(auc >= 0.5)
                 where = f"{names[mine]} in {hits[mine] / hits.sum():.0%} of its rows and "
                 where += f"{others[mine] / others.sum():.0%} of the others"
-                more = f", and {beyond:.2f} among rows of like base score" if base else ""
+                more = f", and {beyond:.2f} among rows of like base scores" if base else ""
                 return f"{where}: {'missingness' if state == 'missing' else 'zero-ness'} AUC {alone:.2f}{more}"
         # Only of the rarer side is it telling: most rows are of the other anyway.
         rarer, whose = (hits, self.classes[k]) if ranked.share[k] <= 0.5 else (others, f"not {self.classes[k]}")
@@ -192,7 +183,7 @@ class Screen:
             expected = expected if rarer is hits else 1 - expected
             low = binomtest(count, total).proportion_ci(0.95, method="wilson").low
             enough = len(np.unique(self.unit[rows])) >= self._units
-            if enough and low >= SURE and low * (1 - expected) >= ODDS * expected * (1 - low):
+            if enough and low >= PURE and low * (1 - expected) >= ODDS * expected * (1 - low):
                 return (
                     f"{count / total:.0%} of the {total:,} rows where it is {names[value]} are {whose}, "
                     f"where {expected:.0%} were expected"
@@ -216,6 +207,19 @@ class Screen:
             return 0.0, 0.0
         auc = found.auc if up else 1 - found.auc
         return auc - ERRORS * found.error, auc
+
+
+def _probability(scores: np.ndarray, positive: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """What the base scores, shape (n, s), tell together of a class: each half of the genes by a model of the other."""
+    half = np.random.default_rng(0).permutation(int(unit.max()) + 1)[unit] % 2
+    found = np.zeros(len(positive), dtype=np.float32)
+    settings = {"objective": "binary:logistic", "max_depth": 3, "learning_rate": 0.2, "nthread": 1, "seed": 0}
+    for out in (0, 1):
+        mine, other = half == out, half != out
+        if mine.any() and other.any():
+            known = xgb.QuantileDMatrix(scores[other], positive[other], nthread=1)
+            found[mine] = xgb.train(settings, known, 40).inplace_predict(scores[mine])
+    return found
 
 
 def leakage_table(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
