@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xgboost as xgb
 
-from metabatch.analysis.sampling import MatrixRows, draw_rows
 from metabatch.analysis.bounds import CHUNK_ROWS, shap_bytes
+from metabatch.analysis.sampling import MatrixRows, draw_rows
 from metabatch.analysis.shap_sums import as_matrix, explain
 from metabatch.data.batches import RowCount, whole_files
 from metabatch.data.preprocess import Preprocessor

@@ -89,7 +89,7 @@ def _roc(name: str, stem: str, series: _Series, positive: np.ndarray, rows: Scor
         keep = np.unique(np.searchsorted(false, steps, side="right").clip(1, len(false)) - 1)
         false, true, threshold = false[keep], true[keep], threshold[keep]
         colour, line, _ = _LOOK[label]
-        axes.plot(np.maximum(false, 1e-6), true, color=colour, label=label, linestyle=line)
+        axes.step(np.maximum(false, 1e-6), true, where="post", color=colour, label=label, linestyle=line)
         parts.append(_frame(label, false_positive_rate=false, true_positive_rate=true, threshold=threshold))
     axes.set(xscale="log", xlabel="false positive rate (log)", ylabel="true positive rate (recall)", xlim=(1e-6, 1),
              ylim=(0, 1.02), title=f"{name}: {_size(positive, rows)}")  # fmt: skip

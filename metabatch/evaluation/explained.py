@@ -8,18 +8,16 @@ from pathlib import Path
 import polars as pl
 
 from metabatch.analysis.curves import curves
-from metabatch.analysis.frame import Found, ImpossibleError, Sections, Shown, save_sections, study
+from metabatch.analysis.frame import Found, ImpossibleError, Sections, save_sections, study
 from metabatch.analysis.genes import compare_genes
-from metabatch.analysis.importance import merge_importance
-from metabatch.analysis.importance_pictures import importance_pictures
+from metabatch.analysis.importance import importance_found, merge_groups, merge_importance
 from metabatch.analysis.neighbourhoods import neighbourhoods
 from metabatch.analysis.scored import ScoredRows
 from metabatch.analysis.shap_sums import merge_shap
+from metabatch.analysis.shap_words import shap_sentences, shap_shown
 from metabatch.options import ANALYSES
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.manifests import Plan
-
-_TOP = 15
 
 
 def explain_run(run: RunDir, plan: Plan, rows: ScoredRows, folder: Path, how: str) -> Sections:
@@ -74,25 +72,14 @@ def _on(plan: Plan, what: str) -> str:
 
 def _importance(run: RunDir, plan: Plan) -> Found:
     table = merge_importance(_tables(run, plan, "importance"))
-    return Found(
-        on=_on(plan, "the importances"),
-        tables={"importance": table},
-        pictures=importance_pictures(table, pl.DataFrame(), f"{len(plan.instances)} members"),
-    )
+    groups = merge_groups(_tables(run, plan, "importance_groups"))
+    return importance_found(table, groups, _on(plan, "the importances"))
 
 
 def _shap(run: RunDir, plan: Plan) -> Found:
     table = merge_shap(_tables(run, plan, "shap"))
-    shown = []
-    for name in plan.columns.classes:
-        top = table.filter(pl.col("class") == name).sort("mean_abs_shap", descending=True).head(_TOP)
-        shown.append(
-            Shown(
-                title=f"{name}: the {top.height} features that move the margin most",
-                columns=("feature", "mean |SHAP| (log-odds)", "direction"),
-                kinds=("text", "small", "signed"),
-                rows=tuple(top.select("feature", "mean_abs_shap", "direction").iter_rows()),
-                note="Direction: correlation of the feature's value with its SHAP value.",
-            )
-        )
-    return Found(on=_on(plan, "the SHAP values"), shown=shown, tables={"shap": table})
+    classes = plan.columns.classes
+    return Found(
+        on=_on(plan, "the SHAP values"), says=shap_sentences(table, classes), shown=shap_shown(table, classes),
+        tables={"shap": table},
+    )  # fmt: skip

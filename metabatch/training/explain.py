@@ -123,14 +123,11 @@ def _shap(material: Material) -> Found:
 def _importance(material: Material) -> Found:
     seed, shap = material.plan.seed, material.folder / "shap.parquet"
     held_out, rows = material.held_out(PERMUTED_ROWS), material.drawn(COMPARED_ROWS)
-    tested = f"{len(held_out[1]):,} rows of a held-out fold" if held_out else "no rows (no cross-validation)"
     return importance(
         material.fitted.member.boosters, held_out, rows,
         pl.read_parquet(shap, columns=["class", "feature", "mean_abs_shap"]) if shap.exists() else None,
         material.features.features, material.prepare.matrix_names, material.classes,
-        on=f"gain, cover, weight and SHAP of the final models{material.part_note} on their own training rows; "
-        f"permutation on {tested} with that fold's models; mutual information and effect size on {len(rows):,} rows, "
-        "without a model",
+        on=f"the final models{material.part_note}, those of a held-out fold, and rows without a model",
         seed=seed, threads=material.threads, check=material.stop.check,
     )  # fmt: skip
 
