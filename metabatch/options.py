@@ -20,7 +20,8 @@ CalibrationMethod = Literal["platt", "isotonic", "temperature", "none", "auto"]
 
 # In the order of the report.
 ANALYSES = (
-    "curves", "overfitting", "calibration", "thresholds", "genes", "neighbourhoods", "importance", "shap", "ablation",
+    "leakage", "curves", "overfitting", "calibration", "thresholds", "genes", "neighbourhoods", "importance",
+    "shap", "ablation",
 )  # fmt: skip
 # Options that say what is looked at; the models do not depend on them.
 ANALYSIS_FIELDS = ("analyses", "diagnostic_rows", "neigh_sample", "neigh_window")
@@ -177,6 +178,8 @@ def _check_pairs(options: Options) -> None:
         raise UsageError(
             "--learn-from and --memory-per-gene-mb both say what memory to predict", expected="one of them"
         )
+    if options.auto_exclude_leaky and "leakage" not in options.analyses:
+        raise UsageError("--auto-exclude-leaky without the leakage screen", next_step="add leakage to --analyses")
     both = set(options.exclude_features) & set(options.allow_features)
     if both:
         raise UsageError(f"{', '.join(sorted(both))} stands in both --exclude-features and --allow-features")

@@ -34,6 +34,8 @@ __all__ = ["importance", "importance_found", "importance_pictures", "merge_group
 
 # A single feature with more of the gain than this may give the label away.
 LARGE_SHARE = 0.8
+# A feature that does harm is named when that is this part of what the most useful one gains.
+HARM = 0.1
 TOP = 15
 
 
@@ -187,11 +189,14 @@ def _flags(table: pl.DataFrame) -> list[str]:
         first = min(20, max(1, part.height // 4))
         agree = pl.sum_horizontal(pl.col(f"rank_{m}") <= first for m in others) > len(others) / 2
         worse = (pl.col("permutation") < -2 * pl.col("permutation_sd")) & (pl.col("permutation_sd") > 0)
-        flags += [
-            f"{name}: {row['feature']} is among the first {first} of most methods, but held-out rows are predicted "
-            f"better without it (permutation {row['permutation']:+.2g} ± {row['permutation_sd']:.1g}): look at it"
-            for row in part.filter(agree & worse).sort("rank").iter_rows(named=True)
-        ]
+        telling = pl.col("permutation") < -HARM * pl.col("permutation").max()
+        harm = part.filter(agree & worse & telling).sort("rank")
+        if harm.height:
+            found = ", ".join(f"{row['feature']} ({row['permutation']:+.2g})" for row in harm.iter_rows(named=True))
+            flags.append(
+                f"{name}: among the first {first} of most methods, but held-out rows are predicted better when their "
+                f"values are exchanged between genes (change of the log loss): {found}"
+            )
     return flags
 
 

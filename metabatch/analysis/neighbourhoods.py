@@ -267,7 +267,9 @@ def _picture(table: pl.DataFrame, name: str, stem: str, found: dict[str, Any], w
     axes.tick_params(axis="x", labelsize="small")
     axes.set(xlabel="offset from the true site (nt, downstream positive)", ylabel=f"mean {name} score (log scale)",
              title=f"{name}: {found['sites']:,} true sites")  # fmt: skip
-    axes.legend(frameon=False, fontsize="small", loc="center right")
+    axes.figure.legend(
+        *axes.get_legend_handles_labels(), frameon=False, fontsize="small", loc="outside lower center", ncols=2
+    )
     others: list[int] = counts.filter(pl.col("offset") != 0)["n"].to_list()
     caption = (
         f"{name}: mean score around {found['sites']:,} true sites of {found['of_sites']:,}, bars 95 % by resampling "

@@ -87,7 +87,7 @@ def plan_text(run: RunDir, plan: Plan) -> str:
 
 def _leaks(run: RunDir, plan: Plan) -> list[str]:
     """What the leakage screen flagged, and what to do about it."""
-    if run.leakage.name not in plan.tables:  # planned before there was a screen
+    if run.leakage.name not in plan.tables:  # --analyses without it
         return []
     flagged = read_leakage(run).filter("flagged")
     if flagged.is_empty():

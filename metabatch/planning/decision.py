@@ -52,7 +52,8 @@ def decide(
     """
     steps: list[tuple[str, ...]] = [()]
     if "analyses" not in explicit:
-        steps += [("shap",), ("shap", "importance"), options.analyses]
+        later = tuple(name for name in options.analyses if name != "leakage")  # the screen was before this
+        steps += [("shap",), ("shap", "importance"), later]
     refusal: BudgetError | None = None
     for step in steps:
         because = f"with it no strategy fits the budget of {budget.bytes / GIB:.2f} GB"

@@ -34,10 +34,10 @@ _NAMED = 20
 class Screened:
     """What the screen found, and the candidates and excluded columns after it.
 
-    table : leakage.parquet (see `metabatch.analysis.leakage.leakage_table`).
+    table : leakage.parquet (see `metabatch.analysis.leakage.leakage_table`); None where nobody asked.
     """
 
-    table: pl.DataFrame
+    table: pl.DataFrame | None
     candidates: list[Candidate]
     excluded: list[ExcludedColumn]
     warnings: list[str]
@@ -73,6 +73,8 @@ def screen_leaks(
     InputError
         No feature is left.
     """
+    if "leakage" not in options.analyses:
+        return Screened(None, list(candidates), list(excluded), [])
     drawn = _read(training, segments, files, candidates, columns, options)
     label = np.concatenate(drawn.label)
     screen = Screen(

@@ -20,9 +20,8 @@ from metabatch.rundir.lock import hold_folder
 from metabatch.rundir.manifests import Columns, FeatureSet, Plan, save
 from metabatch.rundir.publish import attempt_folder, publish_files, sha256_file
 
-_TABLES = (
-    "genes.parquet", "assignments.parquet", "segments.parquet", "features.json", "cuts.parquet", "leakage.parquet",
-)  # fmt: skip
+_TABLES = ("genes.parquet", "assignments.parquet", "segments.parquet", "features.json", "cuts.parquet")
+_LEAKAGE = "leakage.parquet"
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Decided:
     allocation: Allocation
     features: FeatureSet
     cuts: Sequence[np.ndarray]
-    leakage: pl.DataFrame
+    leakage: pl.DataFrame | None
 
 
 def write_plan(run: RunDir, plan: Plan, decided: Decided, *, force: bool) -> Plan:
@@ -64,8 +63,10 @@ def write_plan(run: RunDir, plan: Plan, decided: Decided, *, force: bool) -> Pla
         save(folder / "features.json", decided.features)
         names = [f.name for f in decided.features.features]
         cut_table(names, decided.cuts).write_parquet(folder / "cuts.parquet")
-        decided.leakage.write_parquet(folder / "leakage.parquet")
-        plan = msgspec.structs.replace(plan, tables={name: sha256_file(folder / name) for name in _TABLES})
+        if decided.leakage is not None:
+            decided.leakage.write_parquet(folder / _LEAKAGE)
+        tables = _TABLES if decided.leakage is None else (*_TABLES, _LEAKAGE)
+        plan = msgspec.structs.replace(plan, tables={name: sha256_file(folder / name) for name in tables})
         plan = msgspec.structs.replace(plan, fingerprint=plan_fingerprint(plan))
         plan = msgspec.structs.replace(plan, seal=plan_seal(plan))
         if force:

@@ -17,6 +17,7 @@ from metabatch.analysis.curves import curves
 from metabatch.analysis.frame import Found, ImpossibleError, Section, Sections, save_sections, study
 from metabatch.analysis.genes import compare_genes
 from metabatch.analysis.importance import importance
+from metabatch.analysis.leakage_found import leakage_found
 from metabatch.analysis.neighbourhoods import neighbourhoods
 from metabatch.analysis.overfitting import overfitting
 from metabatch.analysis.report import instance_report
@@ -26,6 +27,7 @@ from metabatch.options import ANALYSES
 from metabatch.resources.progress import Progress
 from metabatch.resources.usage import trim_memory
 from metabatch.rundir.publish import write_bytes
+from metabatch.rundir.tables import read_leakage
 from metabatch.training.material import Material
 
 log = logging.getLogger(__name__)
@@ -70,6 +72,11 @@ def _comparison(material: Material) -> tuple[dict[str, object] | None, str]:
 
 def _out_of_fold(material: Material) -> str:
     return f"{material.scored.described()}, each scored by fold models that did not see its gene (out of fold)"
+
+
+def _leakage(material: Material) -> Found:
+    left_out = material.plan.options.auto_exclude_leaky
+    return leakage_found(read_leakage(material.run), material.classes, left_out=left_out)
 
 
 def _curves(material: Material) -> Found:
@@ -147,6 +154,7 @@ def _ablation(material: Material) -> Found:
 
 
 _STUDIES: dict[str, tuple[str, Callable[[Material], Found]]] = {
+    "leakage": ("Leakage screen", _leakage),
     "curves": ("Precision, recall, ROC", _curves),
     "overfitting": ("Overfitting", _overfitting),
     "calibration": ("Calibration", _calibration),
