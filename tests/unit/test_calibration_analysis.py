@@ -91,7 +91,7 @@ def test_calibration_that_harms_is_flagged_even_when_it_is_not_too_sure() -> Non
 def test_numbers_are_those_of_the_metrics_and_of_real_resamples() -> None:
     rows = generated(lambda z: 1.4 * z, lambda z: 1.1 * z + 0.2, genes=25, per_gene=80)
     rows = replace(rows, weight=np.random.default_rng(2).integers(1, 5, len(rows)).astype(float))
-    positive, times = rows.label == 1, group_multiplicities(25, 300, seed=3).astype(float)
+    positive, times = rows.label == 1, group_multiplicities(25, 120, seed=3).astype(float)
     before, after = (np.asarray(p[:, 1], dtype=np.float64) for p in (rows.raw, rows.meta) if p is not None)
     judged = judge(before, after, positive, rows.weight, rows.group, times)
     for p, found in ((before, judged.before), (after, judged.after)):
@@ -181,7 +181,7 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("calibrated") / "run"
     succeed(
         "plan", "--quiet", "--n-estimators", "60", "--learning-rate", "0.2", "--n-folds", "3", "--calibration", "auto",
-        DEMO, run,
+        "--threads", "1", DEMO, run,
     )  # fmt: skip
     succeed("train-instance", "--quiet", run, "0")
     return run
