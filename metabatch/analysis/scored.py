@@ -164,8 +164,11 @@ class _Files:
         self._of = [(p, genes if own is None else own.filter(own.is_in(genes.implode()))) for p, own in self._of]
 
     def read(self, expression: pl.Expr) -> np.ndarray:
-        """One column, in the order of the files."""
-        return pl.concat([f.select(expression.alias("x")).collect()["x"] for f in self._frames()]).to_numpy()
+        """An expression over one column, in the order of the files."""
+        # Collected first, then computed: inside a parquet scan polars 2.1.0 gives wrong values for when/then, now and
+        # then and without an error.
+        plain = [f.select(sorted(set(expression.meta.root_names()))).collect() for f in self._frames()]
+        return pl.concat([f.select(expression.alias("x"))["x"] for f in plain]).to_numpy()
 
     def _frames(self) -> list[pl.LazyFrame]:
         frames = []

@@ -119,9 +119,9 @@ def test_scores_that_are_no_probabilities_have_no_log_loss() -> None:
 
 
 def test_many_genes_take_seconds_and_one_gene_is_refused() -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     table = per_gene(generated(1500, 200), CLASSES)
     assert table.height == 1500
-    assert time.monotonic() - begun < 20
+    assert time.process_time() - begun < 20
     with pytest.raises(ImpossibleError, match="one gene"):
         compare_genes(generated(1), CLASSES)

@@ -172,3 +172,26 @@ def test_a_gene_of_two_instances_is_read_from_the_one_where_it_is_core(tmp_path:
     assert drawn.raw is drawn.fold is drawn.position is None
     for gene, value in zip(drawn.gene, drawn.meta[:, 1], strict=True):
         assert value == pytest.approx(0.1 if drawn.gene_names[gene] in "AC" else 0.2)
+
+
+def test_every_load_gives_each_row_its_own_strand_label_and_fold(tmp_path: Path) -> None:
+    """polars 2.1.0 gives wrong values now and then for when/then inside a parquet scan."""
+    rng = np.random.default_rng(0)
+    n = 12_000
+    gene = np.sort(rng.integers(0, 27, n))
+    score = rng.random(n).astype(np.float32)
+    frame = pl.DataFrame({
+        "gene_id": [f"ENSG{g:011d}" for g in gene], "position": rng.permutation(n).astype(np.int64),
+        "strand": np.where(gene % 2 == 0, "+", "-"), "label": np.array(CLASSES)[rng.integers(0, 3, n)],
+        "weight": rng.random(n), "fold": rng.integers(0, 3, n).astype(np.int16),
+        **{f"{c}_{k}": score for c in CLASSES for k in ("score", "raw", "meta")},
+    })  # fmt: skip
+    frame.write_parquet(tmp_path / "oof.parquet", row_group_size=1000)
+    names = sorted(set(frame["gene_id"]))
+    for wanted in (tmp_path / "oof.parquet", {tmp_path / "oof.parquet": names}):
+        for _ in range(20):
+            rows = load_scored(wanted, columns(), {g: g for g in names})
+            assert np.array_equal(rows.strand, np.where(gene % 2 == 0, 1, -1))
+            assert [CLASSES[i] for i in rows.label] == frame["label"].to_list()
+            assert np.array_equal(rows.fold, frame["fold"])
+            assert np.array_equal(rows.position, frame["position"])
