@@ -72,7 +72,7 @@ def booster_seed(plan_seed: int, instance: int, code: int, fold: int) -> int:
 def cross_validate(
     matrix: xgb.DMatrix, rows: Rows, fold: np.ndarray, plan: Plan, instance: int, threads: int,
     on_round: Callable[[], None], on_saved: Callable[[int], None], on_fold: Callable[[], None],
-    slot_of: Callable[[int, int, Mapping[str, object]], Slot],
+    slot_of: Callable[[int, int, Mapping[str, object]], Slot], *, prefer: Sequence[int] = (),
 ) -> CrossValidation:  # fmt: skip
     """Train every class on every fold.
 
@@ -86,12 +86,14 @@ def cross_validate(
         Told when a fold of a class is through.
     slot_of : callable
         Class, fold, parameters -> where its booster is kept.
+    prefer : sequence of int
+        Folds, the one whose model is best kept for the analyses first; others come after, by number.
     """
     options, classes = plan.options, plan.columns.classes
     raw = np.full((len(rows), len(classes)), np.nan, dtype=np.float32)
     result = CrossValidation(raw=raw, meta=raw, fold=fold)
     orders = [_folds_in_order(fold, rows.label == code, rows.weight) for code in range(len(classes))]
-    keep = _folds_to_keep(orders)
+    keep = _folds_to_keep(orders, prefer)
     for code, name in enumerate(classes):
         positive = rows.label == code
         results: dict[int, dict[str, Any]] = {}
@@ -136,11 +138,12 @@ def _folds_in_order(fold: np.ndarray, positive: np.ndarray, weight: np.ndarray) 
     return sorted(found, key=lambda f: not f[1])
 
 
-def _folds_to_keep(orders: Sequence[Sequence[tuple[int, bool]]]) -> list[int | None]:
-    """For every class the fold whose model is kept: the lowest that can judge all classes, or else this one."""
+def _folds_to_keep(orders: Sequence[Sequence[tuple[int, bool]]], prefer: Sequence[int]) -> list[int | None]:
+    """For every class the fold whose model is kept: the first that can judge all classes, or else this one."""
     judging = [{number for number, judges in order if judges} for order in orders]
     common = set.intersection(*judging)
-    return [min(common or mine, default=None) for mine in judging]
+    place = {number: rank for rank, number in enumerate(prefer)}
+    return [min(common or mine, key=lambda n: (place.get(n, len(place)), n), default=None) for mine in judging]
 
 
 def _record(

@@ -97,7 +97,9 @@ def _overfitting(material: Material) -> Found:
 
 def _calibration(material: Material) -> Found:
     options = material.plan.options
-    return calibration(material.scored, material.classes, method=options.calibration, seed=options.seed)
+    return calibration(
+        material.scored, material.classes, method=options.calibration, seed=options.seed, prior=options.prior or None
+    )
 
 
 def _thresholds(material: Material) -> Found:

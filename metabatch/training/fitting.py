@@ -99,10 +99,11 @@ class Fitter:
             rounds = dict.fromkeys(classes, options.n_estimators)
             if options.n_folds:
                 with self.accounts.phase("cross-validation"):
-                    fold = self._folds(rows)
+                    fold, widest = self._folds(rows)
                     cv = cross_validate(
                         matrix, rows, fold, plan, self.index, self.threads, progress.advance, progress.skip,
                         self.accounts.note_fold, functools.partial(self._slot, number),
+                        prefer=widest,
                     )  # fmt: skip
                     rounds = cv.rounds
             with self.accounts.phase("final-models"):
@@ -139,7 +140,8 @@ class Fitter:
         stem = class_stems(self.plan.columns.classes)[code]
         return self.kept.slot(f"part-{part}.{stem}.{what}", params)
 
-    def _folds(self, rows: Rows) -> np.ndarray:
+    def _folds(self, rows: Rows) -> tuple[np.ndarray, list[int]]:
+        """The fold of each row; and the folds, that of most genes (or split groups) first."""
         columns, options = self.plan.columns, self.plan.options
         table = class_counts(rows.gene, rows.label, rows.genes, len(columns.classes))
         if columns.split:
@@ -149,7 +151,9 @@ class Fitter:
             table, len(columns.classes), options.n_folds, self.plan.seed, by_split=columns.split is not None
         )
         of_gene = np.array([folds[g] for g in rows.genes], dtype=np.int16)
-        return of_gene[rows.gene]
+        units = table.select(unit="split" if columns.split else "gene_id").with_columns(fold=of_gene)
+        counts = units.group_by("fold").agg(pl.col("unit").n_unique()).sort("unit", "fold", descending=[True, False])
+        return of_gene[rows.gene], counts["fold"].to_list()
 
     def _calibration(self, rows: Rows, cv: CrossValidation | None) -> Calibration:
         """After the matrix is gone: fitting needs more memory a row than boosting."""
