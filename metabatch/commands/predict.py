@@ -15,7 +15,8 @@ Usage:
   predict [options] MODEL DATA OUT
 
 MODEL is a run directory, its ensemble folder or a copy of that folder; DATA a parquet file or folder;
-OUT a new folder for the parquet parts: id columns, CLASS_score (base) where it is there, CLASS_meta.
+OUT a new folder for the parquet parts: id columns, CLASS_score (base) where it is there, CLASS_meta, and CLASS_call
+where the model has a threshold for the class.
 
 Options:
   --fill-missing-kmers    Count k-mer columns that DATA lacks as 0.

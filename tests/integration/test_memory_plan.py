@@ -145,3 +145,42 @@ def test_a_row_group_larger_than_the_budget_is_split_while_reading(tmp_path: Pat
     assert usage["rung"] == ("external, small batches" if row_group == 32_768 else "external")
     assert usage["measured_peak_bytes"] <= usage["budget_bytes"]
     assert json.loads((run / "instances/00/metrics.json").read_text())["rows"] == rows
+
+
+def test_short_memory_leaves_out_shap_first_and_says_so_wherever_the_run_is_reported(tmp_path: Path) -> None:
+    words = ("--n-estimators", "12", "--n-folds", "2", "--learning-rate", "0.3")
+    succeed("plan", "--quiet", *words, DEMO, tmp_path / "free")
+    whole = plan_of(tmp_path / "free")["instances"][0]["predicted_peak_bytes"]
+    short = f"{(whole - (12 << 20)) / 2**30:.4f}"
+    run = tmp_path / "run"
+    said = succeed("plan", *words, "--max-memory-per-instance-gb", short, DEMO, run)
+    plan = plan_of(run)
+    assert "shap" not in plan["options"]["analyses"]
+    assert "overfitting" in plan["options"]["analyses"]
+    assert [x["option"] for x in plan["lowered"]][0] == "analyses: shap"
+    assert "analyses: shap" in said.out + said.err
+    assert plan["instances"][0]["predicted_peak_bytes"] <= plan["budget"]["bytes"] < whole
+    # The same command again is the same plan; and who insists is refused with what would do.
+    assert "already" in succeed("plan", *words, "--max-memory-per-instance-gb", short, DEMO, run).out
+    insisting = start("plan", *words, "--max-memory-per-instance-gb", short, "--analyses", "shap", DEMO, tmp_path / "no")
+    assert insisting.code == 4
+    assert "--max-memory-per-instance-gb" in insisting.err
+    succeed("train-instance", "--quiet", run, "0")
+    usage = json.loads((run / "instances/00/resource_usage.json").read_text())
+    assert usage["measured_peak_bytes"] <= usage["budget_bytes"]
+    assert "shap" in json.loads((run / "instances/00/analysis.json").read_text())["off"]
+
+
+@pytest.mark.parametrize("strategy", ["single", "external"])
+def test_analyses_stay_within_the_predicted_memory(tmp_path: Path, strategy: str) -> None:
+    run = tmp_path / "run"
+    succeed("plan", "--quiet", "--strategy", strategy, "--n-estimators", "40", "--n-folds", "3", "--learning-rate", "0.3",
+            "--holdout-fraction", "0", DEMO, run)  # fmt: skip
+    succeed("train-instance", "--quiet", run, "0")
+    usage = json.loads((run / "instances/00/resource_usage.json").read_text())
+    sections = json.loads((run / "instances/00/analysis.json").read_text())["analyses"]
+    assert {s["name"]: s["status"] for s in sections if s["status"] != "made"} == {}
+    widest = max(usage["phases"], key=lambda p: p["peak_anonymous_bytes"])
+    assert widest["name"] == "analysis"  # else the test says nothing of them
+    assert usage["measured_peak_bytes"] <= 1.05 * usage["predicted_peak_bytes"]
+    assert usage["predicted_peak_bytes"] - usage["measured_peak_bytes"] < 100e6
