@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from metabatch.analysis.sampling import draw_units
+from metabatch.metrics.thresholds import OperatingPoints
 from metabatch.resources.law import ANALYSED_ROWS
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.manifests import Columns, Plan
@@ -176,3 +177,12 @@ class _Files:
             lazy = pl.scan_parquet(path)
             frames.append(lazy if own is None else lazy.filter(pl.col("gene_id").is_in(own.implode())))
         return frames
+
+
+def best_thresholds(rows: ScoredRows, classes: Sequence[str]) -> dict[str, float | None]:
+    """Per class the threshold of the best F1 (call: score >= threshold); None where the class does not occur."""
+    found: dict[str, float | None] = {}
+    for code, name in enumerate(classes):
+        points = OperatingPoints.of(rows.meta[:, code], rows.label == code, rows.weight)
+        found[name] = None if points is None else float(points.threshold[points.best()])
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,8 @@ def _shap(seed: int) -> Iterator[Any]:
     state = np.random.get_state()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        if sys.modules.get("pandas", shap_pictures) is None:  # see metabatch/__init__.py
+            del sys.modules["pandas"]
         import shap  # type: ignore[import-untyped, unused-ignore]
 
         np.random.seed(seed % 2**32)  # shap jitters points by numpy's global generator

@@ -34,15 +34,6 @@ class _Class:
     facts: dict[str, Any]
 
 
-def best_thresholds(rows: ScoredRows, classes: tuple[str, ...]) -> dict[str, float | None]:
-    """Per class the threshold of the best F1 (call: score >= threshold); None where the class does not occur."""
-    found: dict[str, float | None] = {}
-    for code, name in enumerate(classes):
-        points = OperatingPoints.of(rows.meta[:, code], rows.label == code, rows.weight)
-        found[name] = None if points is None else float(points.threshold[points.best()])
-    return found
-
-
 def scan_thresholds(rows: ScoredRows, classes: tuple[str, ...], *, seed: int = 0) -> Found:
     """Scan the thresholds of every class, and recommend some.
 

@@ -13,8 +13,7 @@ import polars as pl
 import xgboost as xgb
 
 from metabatch import __version__
-from metabatch.analysis.scored import load_out_of_fold
-from metabatch.analysis.thresholds import best_thresholds
+from metabatch.analysis.scored import best_thresholds, load_out_of_fold
 from metabatch.ensemble.bundle import BUNDLE_FILE, member_folder
 from metabatch.ensemble.estimator import MetaModel
 from metabatch.errors import InputError

@@ -157,12 +157,14 @@ def test_short_memory_leaves_out_shap_first_and_says_so_wherever_the_run_is_repo
     plan = plan_of(run)
     assert "shap" not in plan["options"]["analyses"]
     assert "overfitting" in plan["options"]["analyses"]
-    assert [x["option"] for x in plan["lowered"]][0] == "analyses: shap"
+    assert next(x["option"] for x in plan["lowered"]) == "analyses: shap"
     assert "analyses: shap" in said.out + said.err
     assert plan["instances"][0]["predicted_peak_bytes"] <= plan["budget"]["bytes"] < whole
     # The same command again is the same plan; and who insists is refused with what would do.
     assert "already" in succeed("plan", *words, "--max-memory-per-instance-gb", short, DEMO, run).out
-    insisting = start("plan", *words, "--max-memory-per-instance-gb", short, "--analyses", "shap", DEMO, tmp_path / "no")
+    insisting = start(
+        "plan", *words, "--max-memory-per-instance-gb", short, "--analyses", "shap", DEMO, tmp_path / "no"
+    )
     assert insisting.code == 4
     assert "--max-memory-per-instance-gb" in insisting.err
     succeed("train-instance", "--quiet", run, "0")
@@ -174,8 +176,8 @@ def test_short_memory_leaves_out_shap_first_and_says_so_wherever_the_run_is_repo
 @pytest.mark.parametrize("strategy", ["single", "external"])
 def test_analyses_stay_within_the_predicted_memory(tmp_path: Path, strategy: str) -> None:
     run = tmp_path / "run"
-    succeed("plan", "--quiet", "--strategy", strategy, "--n-estimators", "40", "--n-folds", "3", "--learning-rate", "0.3",
-            "--holdout-fraction", "0", DEMO, run)  # fmt: skip
+    succeed("plan", "--quiet", "--strategy", strategy, "--n-estimators", "40", "--n-folds", "3", "--learning-rate",
+            "0.3", "--holdout-fraction", "0", DEMO, run)  # fmt: skip
     succeed("train-instance", "--quiet", run, "0")
     usage = json.loads((run / "instances/00/resource_usage.json").read_text())
     sections = json.loads((run / "instances/00/analysis.json").read_text())["analyses"]

@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import metabatch
-from metabatch.analysis.scored import load_out_of_fold
-from metabatch.analysis.thresholds import best_thresholds
+from metabatch.analysis.scored import best_thresholds, load_out_of_fold
 from metabatch.errors import InputError, UsageError
 from metabatch.metrics.thresholds import at_threshold
 from metabatch.rundir.fingerprint import open_plan

@@ -294,7 +294,8 @@ def test_threads_and_the_memory_of_this_machine_do_not_make_another_plan(tmp_pat
     words = ("plan", "--profile", "auto", "--n-folds", "2")
     less = {"SLURM_MEM_PER_NODE": "4000"}
     succeed(*words, data, tmp_path / "run", env=less)
-    assert plan_of(tmp_path / "run")["profile"] == "low"
+    assert plan_of(tmp_path / "run")["profile"] == "low, without SHAP"
+    assert "shap" not in plan_of(tmp_path / "run")["options"]["analyses"]
     again = succeed(*words, "--threads", "1", data, tmp_path / "run", env={"SLURM_MEM_PER_NODE": "12000"})
     assert "already planned" in again.out
     assert start(*words, "--n-estimators", "77", data, tmp_path / "run").code == 3

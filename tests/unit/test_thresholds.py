@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score, precision_score, recall_score
 
 from metabatch.analysis.frame import ImpossibleError, study
-from metabatch.analysis.scored import ScoredRows, load_scored
-from metabatch.analysis.thresholds import best_thresholds, scan_thresholds
+from metabatch.analysis.scored import ScoredRows, best_thresholds, load_scored
+from metabatch.analysis.thresholds import scan_thresholds
 from metabatch.metrics.thresholds import OperatingPoints, at_threshold
 from metabatch.rundir.manifests import Columns
 
