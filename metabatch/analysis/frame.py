@@ -12,15 +12,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import polars as pl
-from matplotlib.figure import Figure
 
 from metabatch.errors import InterruptedRunError
 from metabatch.rundir.manifests import to_json
 from metabatch.rundir.publish import write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 FIGURES = "figures"

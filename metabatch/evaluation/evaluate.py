@@ -10,15 +10,16 @@ from typing import Any
 import msgspec
 
 from metabatch.analysis.comparison import compare
+from metabatch.analysis.frame import Sections
 from metabatch.analysis.per_gene import per_gene
 from metabatch.analysis.scored import load_out_of_fold, load_scored, resampling_units
 from metabatch.data.shards import verify_unchanged
 from metabatch.ensemble.bundle import load_bundle
 from metabatch.ensemble.consolidate import check_instances, instance_markers
 from metabatch.errors import InputError
-from metabatch.evaluation.explained import explain_run
 from metabatch.evaluation.honest import score
 from metabatch.evaluation.report import render
+from metabatch.options import ANALYSES
 from metabatch.resources.limits import cpu_count, memory_limits
 from metabatch.resources.signals import stop_on_signal
 from metabatch.resources.usage import Accounts
@@ -84,7 +85,11 @@ def evaluate(run: RunDir, *, threads: int | None = None, force: bool = False) ->
             per_gene(rows, plan.columns.classes).write_parquet(folder / "per_gene.parquet")
             save(folder / "metrics.json", metrics)
             metrics = msgspec.json.decode((folder / "metrics.json").read_bytes())
-            sections = explain_run(run, plan, rows, folder, scored.how)
+            sections = Sections(analyses=(), off=ANALYSES)
+            if plan.options.analyses:
+                from metabatch.evaluation.explained import explain_run  # its libraries take time and memory
+
+                sections = explain_run(run, plan, rows, folder, scored.how)
             html = render(run, plan, metrics, folder, sections, model.bundle.lowered)
             write_bytes(folder / "report.html", html.encode())
         limit = memory_limits()[0]
