@@ -46,7 +46,7 @@ def instance_report(
 def plan_facts(plan: Plan, changed: Sequence[Lowered]) -> list[tuple[str, str]]:
     """How a run was made: what and why, in words."""
     o = plan.options
-    lowered = "; ".join(f"{x.option} {x.default:g} -> {x.value:g} ({x.because})" for x in changed)
+    lowered = "; ".join(x.text() for x in changed)
     return [
         ("data set", f"{plan.dataset.path}: {plan.dataset.genes:,} genes, {plan.dataset.positions:,} rows, "
                      f"{plan.dataset.features:,} features"),

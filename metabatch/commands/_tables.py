@@ -72,7 +72,7 @@ def plan_text(run: RunDir, plan: Plan) -> str:
         f"coverage {plan.coverage:.0%} of the training genes, "
         f"{sum(p.genes for p in plan.instances):,} slots, {sum(p.overlap_genes for p in plan.instances):,} shared",
     ]  # fmt: skip
-    lines += [f"lowered or raised: {x.option} {x.default:g} -> {x.value:g} ({x.because})" for x in plan.lowered]
+    lines += [f"lowered or raised: {x.text()}" for x in plan.lowered]
     lines += [f"note: {w}" for w in plan.warnings]
     lines += _leaks(run, plan)
     lines += [

@@ -144,12 +144,16 @@ class PlannedInstance(_Manifest, frozen=True, kw_only=True):
 
 
 class Lowered(_Manifest, frozen=True, kw_only=True):
-    """A quality knob that a profile or limit moved away from its default."""
+    """A quality knob that a profile or limit moved away from its default; an analysis left out goes from 1 to 0."""
 
     option: str
     default: float
     value: float
     because: str
+
+    def text(self) -> str:
+        """For people."""
+        return f"{self.option} {self.default:g} -> {self.value:g} ({self.because})"
 
 
 class Booster(_Manifest, frozen=True, kw_only=True):

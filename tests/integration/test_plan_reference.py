@@ -140,7 +140,8 @@ def test_profiles_change_what_was_not_given_and_say_so(reference: Path, tmp_path
     out = succeed("plan", "--quiet", "--profile", "low", reference, tmp_path / "low").out
     plan = plan_of(tmp_path / "low")
     assert plan["options"]["n_estimators"] == 400
-    assert {x["option"]: x["value"] for x in plan["lowered"]} == {"n_estimators": 400.0, "genes_per_instance": 500.0}
+    changed = {x["option"]: x["value"] for x in plan["lowered"]}
+    assert changed == {"n_estimators": 400.0, "genes_per_instance": 500.0, "diagnostic_rows": 5000.0}
     assert "n_estimators 800 -> 400" in out
     succeed("plan", "--quiet", "--profile", "low", "--n-estimators", "900", reference, tmp_path / "own")
     assert plan_of(tmp_path / "own")["options"]["n_estimators"] == 900
