@@ -318,11 +318,14 @@ def test_every_phase_reads_the_rows_of_the_sampled_genes_and_says_how_many(tmp_p
         frame.write_parquet(data / f"part-{shard}.parquet", row_group_size=40)
     said = succeed("plan", "--sample-genes", "10", "--holdout-fraction", "0", "--n-folds", "2", "--n-estimators", "5",
                    data, run)  # fmt: skip
+    assert "leakage screen: 400 rows of 10 genes read for 400 asked" in said.err
     assert "feature scan: 400 rows read for 400 asked" in said.err
     assert plan_of(run)["dataset"]["positions"] == 400
     succeed("train-instance", "--quiet", run, "0")
     usage = json.loads((run / "instances/00/resource_usage.json").read_text())
     read = {p["name"]: (p["rows_read"], p["rows_asked"], p["passes"]) for p in usage["phases"] if p["rows_read"]}
+    analysed = read.pop("analysis")
+    assert analysed[0] == analysed[1] <= 3 * 400  # SHAP, and two samples for importance
     assert read == {"rows": (400, 400, 1), "matrix": (400, 400, 1), "write": (400, 400, 1)}
     succeed("consolidate", "--quiet", run)
     succeed("evaluate", "--quiet", run)
