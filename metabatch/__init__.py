@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING, Any
+
+from metabatch.lean import keep_pandas_out
 
 if TYPE_CHECKING:
     from metabatch.ensemble.estimator import MetaModel
 
-# Set by bin/_run: in the executables nothing needs pandas but shap (see metabatch.analysis.shap_pictures); xgboost and
-# scikit-learn import it wherever it is installed, for 30 MB and a quarter of a process's start. None: "not installed".
-if os.environ.get("METABATCH_WITHOUT_PANDAS"):
-    sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]
+if os.environ.get("METABATCH_WITHOUT_PANDAS"):  # an executable: see metabatch/lean.py
+    keep_pandas_out()
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]

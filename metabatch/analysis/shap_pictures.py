@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 from metabatch.analysis.figures import META, new_axes
 from metabatch.analysis.frame import Picture
 from metabatch.analysis.shap_sample import Sample
+from metabatch.lean import let_pandas_in
 from metabatch.rundir.layout import class_stems
 
 _LONG = 36
@@ -56,8 +56,7 @@ def _shap(seed: int) -> Iterator[Any]:
     state = np.random.get_state()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if sys.modules.get("pandas", shap_pictures) is None:  # see metabatch/__init__.py
-            del sys.modules["pandas"]
+        let_pandas_in()
         import shap  # type: ignore[import-untyped, unused-ignore]
 
         np.random.seed(seed % 2**32)  # shap jitters points by numpy's global generator
