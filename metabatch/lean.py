@@ -8,16 +8,12 @@ imports metabatch keeps its pandas.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
-from types import ModuleType
 
 
 class _NotFound(MetaPathFinder):
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
         if fullname == "pandas":
             raise ModuleNotFoundError("pandas is kept out of this process", name="pandas")
         return None

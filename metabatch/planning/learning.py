@@ -86,7 +86,10 @@ def _predicted(law: MemoryLaw, planned: PlannedInstance, usage: ResourceUsage) -
 
 def _factor(law: MemoryLaw, planned: PlannedInstance, usage: ResourceUsage) -> float | None:
     """Measured over predicted growth, where there is enough of it to tell."""
-    growth = law.in_memory(planned.rows, planned.genes) - law.fixed_bytes
+    trained = msgspec.structs.replace(law, analysis_bytes=0, analysis_file_bytes=0)
+    growth = trained.in_memory(planned.rows, planned.genes) - law.fixed_bytes
+    if law.in_memory(planned.rows, planned.genes) > trained.in_memory(planned.rows, planned.genes):
+        return None  # the peak was that of the analyses
     if usage.external or growth < _TELLING_BYTES:
         return None
     return (usage.measured_peak_bytes - law.fixed_bytes) / growth

@@ -33,9 +33,9 @@ ROW_BYTES, FOLD_ROW_BYTES = 68, 74
 SCORING_ROW_BYTES = 104
 SCORE_BYTES, CALIBRATED_BYTES = 4, 8
 # Analyses. Beside each row: labels, genes, units and which rows are drawn; each scored row in memory and its sorted
-# copies; libraries (figures, statistics; SHAP brings its own).
+# copies; libraries (figures, statistics), of which the mapped files count in memory only.
 ANALYSIS_ROW_BYTES, SCORED_ROW_BYTES, SCORED_CLASS_BYTES = 40, 150, 24
-ANALYSIS_BYTES = 80 << 20
+ANALYSIS_BYTES, ANALYSIS_FILE_BYTES = 48 << 20, 40 << 20
 # Gradient and hessian in double precision, and a tenth for the threads' own buffers.
 HISTOGRAM_BYTES_PER_BIN = 16 * 1.1
 # External memory: heaps of the threads that read pages ahead.
@@ -97,6 +97,7 @@ def memory_law(
         analysis_row_bytes=ANALYSIS_ROW_BYTES if options.analyses else 0,
         scored_row_bytes=SCORED_ROW_BYTES + SCORED_CLASS_BYTES * classes if options.analyses else 0,
         analysis_bytes=_analysis_bytes(options.analyses, count, classes, sum(widths)),
+        analysis_file_bytes=ANALYSIS_FILE_BYTES if options.analyses else 0,
         per_gene_bytes=None if options.memory_per_gene_mb is None else options.memory_per_gene_mb * 2**20,
     )
 

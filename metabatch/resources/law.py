@@ -50,9 +50,9 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         A row in the types of the features.
     node_bytes : int
         Histogram of one tree node.
-    analysis_row_bytes, scored_row_bytes, analysis_bytes : float, float, int
+    analysis_row_bytes, scored_row_bytes, analysis_bytes, analysis_file_bytes : float, float, int, int
         Analyses, after everything else: what is held for every row, for each scored row looked at, and besides
-        (libraries, drawn rows, contributions); all 0 without analyses.
+        (libraries, drawn rows, contributions), and the libraries' mapped files; all 0 without analyses.
     per_gene_bytes : float or None
         The user's own figure (--memory-per-gene-mb), which then stands for instances in memory.
     """
@@ -75,13 +75,14 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     analysis_row_bytes: float = 0.0
     scored_row_bytes: float = 0.0
     analysis_bytes: int = 0
+    analysis_file_bytes: int = 0
     per_gene_bytes: float | None = None
 
     def in_memory(self, rows: int, genes: int) -> int:
         """Predicted peak of an instance that holds its matrix in memory, bytes."""
         if self.per_gene_bytes is not None:
             return round(genes * self.per_gene_bytes)
-        return round(self.fixed_bytes + self._growth(rows, WHOLE_GROUP_ROWS, self.matrix_bytes(rows), 0))
+        return round(self.fixed_bytes + self._in_memory_growth(rows))
 
     def external(self, rows: int, batch_rows: int = WHOLE_GROUP_ROWS, parts: int = 1) -> int:
         """Predicted peak of anonymous memory with the matrix in pages on disk, bytes.
@@ -118,7 +119,7 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         low, high = 0, budget
         while low < high:
             middle = (low + high + 1) // 2
-            if self.fixed_bytes + self._growth(middle, WHOLE_GROUP_ROWS, self.matrix_bytes(middle), 0) <= budget:
+            if self.fixed_bytes + self._in_memory_growth(middle) <= budget:
                 low = middle
             else:
                 high = middle - 1
@@ -143,6 +144,10 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     def _held_rows(self, batch_rows: int) -> int:
         """Rows of the largest row group that are decoded at once."""
         return self.group_rows if batch_rows >= WHOLE_GROUP_ROWS else self.small_group_rows
+
+    def _in_memory_growth(self, rows: int) -> float:
+        trained = self._growth(rows, WHOLE_GROUP_ROWS, self.matrix_bytes(rows), 0)
+        return max(trained, self._analysis(rows, WHOLE_GROUP_ROWS) + self.analysis_file_bytes)
 
     def _batch(self, rows: int, batch_rows: int) -> float:
         """Reading: a batch as decoded, and as handed on."""
@@ -169,5 +174,4 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         batch = self._batch(rows, batch_rows)
         building = pages + rows * self.building_row_bytes + batch
         training = rows * self.row_bytes + nodes * self.node_bytes + blocks
-        analysis = self._analysis(rows, batch_rows)
-        return max(matrix + max(building, training), rows * self.scoring_row_bytes, analysis)
+        return max(matrix + max(building, training), rows * self.scoring_row_bytes)
