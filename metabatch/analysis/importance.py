@@ -202,21 +202,20 @@ def _flags(table: pl.DataFrame) -> list[str]:
 
 def _shown_features(name: str, top: pl.DataFrame, methods: Sequence[str]) -> Shown:
     kept = (
-        "rank", "feature", "group", "mean_rank", "gain_share", "permutation", "permutation_sd", "shap",
-        "mutual_information", "effect_size", "q_value",
+        "rank", "feature", "group", "gain_share", "permutation", "shap", "mutual_information", "effect_size",
+        "q_value",
     )  # fmt: skip
     return Shown(
         title=f"Most important features: {name}",
         columns=(
-            "rank", "feature", "group", "mean rank", "gain", "permutation", "sd", "mean |SHAP|", "mutual information",
-            "effect size", "q",
+            "rank", "feature", "group", "gain", "permutation", "mean |SHAP|", "mutual information", "effect size", "q",
         ),
         kinds=(
-            "count", "text", "text", "number", "percent", "small", "small", "small", "small", "signed", "small",
+            "count", "text", "text", "percent", "small", "small", "small", "signed", "small",
         ),
         rows=tuple(top.select(kept).iter_rows()),
-        note=f"Rank: by the mean rank (0 first, 1 last) over {', '.join(METHODS[m] for m in methods)}. Permutation: "
-        f"increase of the log loss (nats) when the feature's values move between genes, ± sd over {REPEATS} tries. "
+        note=f"Rank: by the mean rank over {', '.join(METHODS[m] for m in methods)}. Permutation: "
+        f"increase of the log loss (nats) when the feature's values move between genes, mean of {REPEATS} tries. "
         "Effect size: Cliff's delta, -1 to 1. q: false discovery rate of the difference within genes.",
     )  # fmt: skip
 

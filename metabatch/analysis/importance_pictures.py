@@ -55,9 +55,10 @@ def _first_features(name: str, stem: str, part: pl.DataFrame, note: str) -> Pict
             )
         axes.axvline(0, color=GREY, linewidth=0.8)
         axes.set_xlabel(label)
+        axes.locator_params(axis="x", nbins=4)
     figure.suptitle(f"{name}: first {top.height} of {part.height:,} features")
     methods = ", ".join(METHODS[m] for m in methods_of(part))
-    caption = f"{name}: the first features by the mean rank over {methods}. Whiskers: sd over repeats. {note}"
+    caption = f"{name}: the first features by the mean rank over {methods}. Whiskers: sd over repeats. On {note}"
     drawn = ["class", "feature", "group", "rank", *(c for p in panels for c in p[:2] if c is not None)]
     return Picture(f"importance_{stem}", caption, figure, top.select(drawn))
 
@@ -87,11 +88,12 @@ def _groups(classes: Sequence[str], groups: pl.DataFrame, note: str) -> Picture:
             )  # fmt: skip
         axes.axvline(0, color=GREY, linewidth=0.8)
         axes.set_xlabel(label)
+        axes.locator_params(axis="x", nbins=4)
     every[0].legend(frameon=False, loc="lower right")
     figure.suptitle(f"Groups of features ({int(groups['features'].sum() / len(classes)):,} features)")
     caption = "What groups of features carry, and what the models lose when all of a group are moved between genes. "
     drawn = ["class", "group", "features", *(c for p in panels for c in p[:2] if c is not None)]
-    return Picture("importance_groups", caption + note, figure, groups.select(drawn))
+    return Picture("importance_groups", f"{caption}On {note}", figure, groups.select(drawn))
 
 
 def _ranks(table: pl.DataFrame, note: str) -> Picture:
@@ -116,7 +118,7 @@ def _ranks(table: pl.DataFrame, note: str) -> Picture:
     figure.suptitle(f"Agreement of {len(methods)} methods over {mean.height:,} features")
     caption = (
         "Left: ranks of the first features over all classes, 1 is most important. Right: agreement of the methods over "
-        f"the features that a model splits on, mean over classes. {note}"
+        f"the features that a model splits on, mean over classes. On {note}"
     )
     ranks = top.rename({f"rank_{m}": METHODS[m] for m in methods}).unpivot(
         on=shown, index="feature", variable_name="column", value_name="value"
