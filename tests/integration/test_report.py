@@ -16,7 +16,7 @@ import pytest
 
 from metabatch.analysis.page import cell_text
 from metabatch.options import ANALYSES
-from tests.conftest import DEMO, succeed
+from tests.conftest import DEMO, plan_of, small_table, succeed, write_table
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # Told by the page itself, in its title: does it run over the window's edge, does an image not show, is text too small?
@@ -159,3 +159,24 @@ def test_analyses_can_be_chosen_and_the_report_says_what_was_left_out(tmp_path: 
     assert set(found["off"]) == set(ANALYSES) - {"thresholds", "genes"}
     assert "shap" in (run / "instances/00/report.html").read_text().rpartition("left out")[2]
     assert not (run / "instances/00/shap.parquet").exists()
+
+
+def test_members_are_explained_together_weighted_by_their_rows(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    data = write_table(tmp_path / "data", small_table(genes=30, rows=40))
+    succeed("run-all", "--quiet", "--strategy", "multi-instance", "--n-estimators", "5", "--n-folds", "2",
+            "--holdout-fraction", "0.2", "--analyses", "importance,shap", data, run)  # fmt: skip
+    rows = {p["index"]: p["rows"] for p in plan_of(run)["instances"]}
+    assert len(rows) == 3
+    tables = {i: pl.read_parquet(run / f"instances/{i:02d}/shap.parquet") for i in rows}
+    merged = pl.read_parquet(run / "evaluation/shap.parquet")
+    for name, feature, value in merged.select("class", "feature", "mean_abs_shap").iter_rows():
+        members = {
+            i: t.filter((pl.col("class") == name) & (pl.col("feature") == feature))["mean_abs_shap"].item()
+            for i, t in tables.items()
+        }
+        assert value == pytest.approx(sum(members[i] * n for i, n in rows.items()) / sum(rows.values()), rel=1e-6)
+    source = (run / "evaluation/report.html").read_text()
+    assert "Feature importance, all members" in source
+    assert source.count("<details") == 3
+    assert (run / "evaluation/figures/importance_donor.png").exists()
