@@ -17,7 +17,7 @@ from metabatch.metrics.classification import class_metrics
 from metabatch.rundir.layout import class_stems
 from metabatch.rundir.manifests import Feature
 
-RESAMPLES = 400
+RESAMPLES = 200
 # A rise of AP below this is not flagged, however sure it is.
 NOTABLE = 0.01
 _SAID = {"no-scores": "without scores", "no-kmers": "without k-mers", "scores-only": "with scores only"}

@@ -11,6 +11,8 @@ _CELL_BYTES, _BLOCK_COPIES, _SUM_COPIES = 4 + 16 + 4 + 4, 9, 30
 _FIXED_BYTES, _PICTURE_BYTES, _PICTURE_CLASS_BYTES = 32 << 20, 16 << 20, 8 << 20
 # Rows on which features are permuted, and on which they are held against the label.
 PERMUTED_ROWS, COMPARED_ROWS = 4_096, 8_192
+# Held-out rows on which the variants of the ablation are compared, in whole genes: each is resampled often.
+JUDGED_ROWS = 60_000
 
 
 def shap_bytes(features: int, classes: int, width: float) -> int:

@@ -18,14 +18,17 @@ _MOST_RESAMPLES, _LEAST_RESAMPLES, _ROW_DRAWS = 1000, 200, 100_000_000
 
 
 def compare(
-    rows: ScoredRows, plan: Plan, members: dict[int, Path], thresholds: dict[str, float] | None = None
-) -> dict[str, Any]:
+    rows: ScoredRows, plan: Plan, members: dict[int, Path], thresholds: dict[str, float] | None = None, *,
+    resamples: int = _MOST_RESAMPLES,
+) -> dict[str, Any]:  # fmt: skip
     """Metrics of base, meta and members per class, with intervals and paired differences.
 
     Parameters
     ----------
     thresholds : dict, optional
         class -> threshold that was chosen on other genes: meta gets `at_threshold` of these rows.
+    resamples : int
+        At most, for the intervals; fewer where there are very many rows.
 
     Returns
     -------
@@ -35,7 +38,7 @@ def compare(
     """
     classes = plan.columns.classes
     genes = len(rows.gene_names)
-    draws = _draws(rows, plan.seed)
+    draws = _draws(rows, plan.seed, resamples)
     meta = all_metrics(rows.meta, rows.label, rows.weight, classes)
     base = _base_metrics(rows, classes)
     result: dict[str, Any] = {
@@ -98,9 +101,9 @@ def _rest(metrics: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in metrics.items() if k != "classes"}
 
 
-def _draws(rows: ScoredRows, seed: int) -> np.ndarray:
+def _draws(rows: ScoredRows, seed: int, most: int) -> np.ndarray:
     groups = int(rows.group.max()) + 1
-    resamples = int(np.clip(_ROW_DRAWS // max(1, len(rows.label)), _LEAST_RESAMPLES, _MOST_RESAMPLES))
+    resamples = min(most, max(_LEAST_RESAMPLES, _ROW_DRAWS // max(1, len(rows.label))))
     return group_multiplicities(groups, resamples, seed)
 
 

@@ -19,7 +19,7 @@ from metabatch.training.boosters import booster_params
 from metabatch.training.matrix import Rows
 
 # All variants together may cost this part of the rounds that the instance was trained for; each gets so many.
-SHARE, FEWEST_ROUNDS, MOST_ROUNDS = 0.08, 10, 100
+SHARE, FEWEST_ROUNDS, MOST_ROUNDS = 0.05, 10, 100
 # Few rounds need large steps.
 LEARNING_RATE = 0.3
 # XGBoost's keys are log(u) / max(weight, 1e-6), largest first: with a weight of 1 a feature of weight 0 is drawn once

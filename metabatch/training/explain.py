@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from metabatch.analysis.ablation import ablation
-from metabatch.analysis.bounds import COMPARED_ROWS, PERMUTED_ROWS
+from metabatch.analysis.bounds import COMPARED_ROWS, JUDGED_ROWS, PERMUTED_ROWS
 from metabatch.analysis.calibration import calibration
 from metabatch.analysis.comparison import compare
 from metabatch.analysis.curves import curves
@@ -21,6 +22,7 @@ from metabatch.analysis.leakage_found import leakage_found
 from metabatch.analysis.neighbourhoods import neighbourhoods
 from metabatch.analysis.overfitting import overfitting
 from metabatch.analysis.report import instance_report
+from metabatch.analysis.sampling import draw_units
 from metabatch.analysis.shap_sums import explain as explain_margins
 from metabatch.analysis.thresholds import scan_thresholds
 from metabatch.options import ANALYSES
@@ -31,6 +33,8 @@ from metabatch.rundir.tables import read_leakage
 from metabatch.training.material import Material
 
 log = logging.getLogger(__name__)
+# For the interval of the answer: hundreds of thousands of rows are ranked anew for each.
+_ANSWER_RESAMPLES = 200
 
 
 def explain(material: Material, progress: Path) -> Sections:
@@ -67,7 +71,7 @@ def _comparison(material: Material) -> tuple[dict[str, object] | None, str]:
         rows = material.scored
     except ImpossibleError as reason:
         return None, f"{reason}."
-    return compare(rows, material.plan, {}), f"{_out_of_fold(material)}."
+    return compare(rows, material.plan, {}, resamples=_ANSWER_RESAMPLES), f"{_out_of_fold(material)}."
 
 
 def _out_of_fold(material: Material) -> str:
@@ -145,13 +149,17 @@ def _ablation(material: Material) -> Found:
     cv, variants = material.fitted.cv, material.fitted.variants
     if cv is None:
         raise ImpossibleError("there is no held-out fold to compare on (--n-folds 0)")
-    held_out = cv.fold == cv.kept_fold
-    rows = material.rows
+    held_out, rows = np.flatnonzero(cv.fold == cv.kept_fold), material.rows
+    _, units = np.unique(material.unit[held_out], return_inverse=True)
+    judged = draw_units(np.bincount(units), JUDGED_ROWS, material.plan.seed)[units]
+    here = held_out[judged]
+    of = f" of {len(held_out):,} (whole genes drawn)" if len(here) < len(held_out) else ""
     return ablation(
-        variants, rows.label[held_out], rows.weight[held_out].astype(np.float64), material.unit[held_out],
-        material.classes, rounds=variants[0].rounds, seed=material.plan.seed,
-        on=f"{int(held_out.sum()):,} rows of held-out fold {cv.kept_fold}{material.part_note}, with short boosters "
-        "grown on the other folds",
+        [v if v.scores is None else replace(v, scores=v.scores[judged]) for v in variants],
+        rows.label[here], rows.weight[here].astype(np.float64), units[judged], material.classes,
+        rounds=variants[0].rounds, seed=material.plan.seed,
+        on=f"{len(here):,} rows{of} of held-out fold {cv.kept_fold}{material.part_note}, with short boosters grown on "
+        "the other folds",
     )  # fmt: skip
 
 

@@ -13,7 +13,6 @@ from metabatch.data.batches import Piece, Reader, RowCount
 from metabatch.data.preprocess import Preprocessor
 from metabatch.data.shards import open_parquet
 from metabatch.errors import InputError
-from metabatch.resources.law import PIECE_ROWS
 from metabatch.rundir.manifests import Columns
 from metabatch.training.matrix import Rows
 
@@ -24,7 +23,7 @@ def matrix_rows(
 ) -> Iterator[MatrixRows]:  # fmt: skip
     """Stream the chosen rows, `chunk` at a time (the last time fewer).
 
-    Beside a chunk the decoded row group is held (`PIECE_ROWS` rows of a large one), and the parts of the next chunk.
+    Beside a chunk the decoded row group is held (a part of a large one), and the parts of the next chunk.
     Row groups that hold no chosen row are not decoded, but for the gene column where only some of their genes belong
     to the instance.
 
@@ -48,7 +47,8 @@ def matrix_rows(
     """
     names = [f.name for f in prepare.features]
     sizes: dict[Path, list[int]] = {}
-    parts: list[pa.Table] = []
+    raw: list[pa.Table] = []  # as read, of one schema: preprocessing goes through all columns, so seldom
+    parts: list[pa.Table] = []  # preprocessed; several where shards differ
     begin = done = 0  # rows before the table; chosen rows that were taken
     for piece in pieces:
         if done == len(chosen):
@@ -56,15 +56,19 @@ def matrix_rows(
         if chosen[done] >= begin + _most_rows(piece, sizes):
             begin += _rows(piece, columns, sizes)
             continue
-        for table in Reader([piece], names, columns.group, PIECE_ROWS, count=count):
+        for table in Reader([piece], names, columns.group, count=count):
             end = begin + table.num_rows
             upto = int(np.searchsorted(chosen, end))
             while done < upto:
                 # Taken before anything else, and copied: no part may hold on to the row group it came from.
                 here = chosen[done : min(upto, (done // chunk + 1) * chunk)]
-                parts.append(prepare.transform(table.take(pa.array(here - begin)), where=where))
+                taken = table.take(pa.array(here - begin))
+                if raw and raw[0].schema != taken.schema:
+                    parts.append(_prepared(raw, prepare, where))
+                raw.append(taken)
                 done += len(here)
                 if done % chunk == 0 or done == len(chosen):
+                    parts.append(_prepared(raw, prepare, where))
                     which = slice(done - sum(p.num_rows for p in parts), done)
                     row = chosen[which]
                     weight = rows.weight[row].astype(np.float64) * times[which]
@@ -75,6 +79,13 @@ def matrix_rows(
         raise InputError(
             f"the data set gives {begin:,} rows", expected=f"the {len(rows):,} rows that were trained on", where=where
         )
+
+
+def _prepared(raw: list[pa.Table], prepare: Preprocessor, where: str) -> pa.Table:
+    """Tables of one schema as the boosters see them; the list is emptied."""
+    whole = pa.concat_tables(raw)
+    raw.clear()
+    return prepare.transform(whole, where=where)
 
 
 def _emptied(parts: list[pa.Table]) -> pa.Table:
