@@ -47,6 +47,7 @@ from metabatch.rundir.manifests import (
 )
 
 log = logging.getLogger(__name__)
+REQUEST_STEP = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,8 @@ def _instances(
         peak = law.external(size, choice.batch_rows) if external else law.in_memory(size, count)
         pages = law.page_bytes(size) if external else 0
         # The page cache counts as the job's memory: without room for it every tree is read from disk.
-        request = min(budget.bytes, round(peak * 1.1) + (128 << 20) + pages)
+        # In steps, so that instances that differ by some rows can be tasks of one array.
+        request = min(budget.bytes, -(-(round(peak * 1.1) + (128 << 20) + pages) // REQUEST_STEP) * REQUEST_STEP)
         planned.append(
             PlannedInstance(
                 index=index,

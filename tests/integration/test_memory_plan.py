@@ -148,7 +148,7 @@ def test_a_row_group_larger_than_the_budget_is_split_while_reading(tmp_path: Pat
 
 
 def test_short_memory_leaves_out_shap_first_and_says_so_wherever_the_run_is_reported(tmp_path: Path) -> None:
-    words = ("--n-estimators", "12", "--n-folds", "2", "--learning-rate", "0.3")
+    words = ("--strategy", "single", "--n-estimators", "12", "--n-folds", "2", "--learning-rate", "0.3")
     succeed("plan", "--quiet", *words, DEMO, tmp_path / "free")
     whole = plan_of(tmp_path / "free")["instances"][0]["predicted_peak_bytes"]
     short = f"{(whole - (12 << 20)) / 2**30:.4f}"
