@@ -13,7 +13,8 @@ PACKAGE = Path(metabatch.__file__).parent
 # A part may import parts of lower rank, and itself.
 RANK = {
     "errors": 0, "lean": 0, "options": 0, "resources": 1, "rundir": 2, "data": 3, "metrics": 3, "models": 4,
-    "analysis": 5, "planning": 6, "cluster": 6, "training": 6, "ensemble": 6, "inference": 7, "evaluation": 7, "commands": 8,
+    "analysis": 5, "planning": 6, "cluster": 6, "training": 6, "ensemble": 6, "inference": 7, "evaluation": 7,
+    "commands": 8,
 }  # fmt: skip
 
 
