@@ -7,6 +7,7 @@ An analysis is a function that returns a `Found`. `study` runs it, writes its ta
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -139,7 +140,7 @@ def study(name: str, title: str, make: Callable[[], Found], folder: Path) -> Sec
 
 def _written(name: str, title: str, found: Found, folder: Path) -> Section:
     for stem, frame in found.tables.items():
-        frame.write_parquet(folder / f"{stem}.parquet")
+        write_table(folder / f"{stem}.parquet", frame)
     pictures = tuple(_save(p, folder / FIGURES) for p in found.pictures)
     # Through JSON once, so that what is rendered now is what a reader of the file would get (NaN is null there).
     facts = msgspec.json.decode(to_json(found.facts))
@@ -150,11 +151,18 @@ def _written(name: str, title: str, found: Found, folder: Path) -> Section:
     )  # fmt: skip
 
 
+def write_table(path: Path, frame: pl.DataFrame) -> None:
+    """As parquet; on a full disk an OSError with its number, where polars' own error is a ComputeError without one."""
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer)
+    write_bytes(path, buffer.getvalue())
+
+
 def _save(picture: Picture, folder: Path) -> PictureFile:
     folder.mkdir(exist_ok=True)
     dpi = 110
     picture.figure.savefig(folder / f"{picture.name}.png", dpi=dpi)
-    picture.numbers.write_csv(folder / f"{picture.name}.csv")
+    write_bytes(folder / f"{picture.name}.csv", picture.numbers.write_csv().encode())
     width, height = (round(inches * dpi) for inches in picture.figure.get_size_inches())
     return PictureFile(name=picture.name, caption=picture.caption, width=width, height=height)
 

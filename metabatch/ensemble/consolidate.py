@@ -13,6 +13,7 @@ import polars as pl
 import xgboost as xgb
 
 from metabatch import __version__
+from metabatch.analysis.frame import write_table
 from metabatch.analysis.scored import best_thresholds, load_out_of_fold
 from metabatch.ensemble.bundle import BUNDLE_FILE, member_folder
 from metabatch.ensemble.estimator import MetaModel
@@ -59,7 +60,7 @@ def consolidate(run: RunDir, *, force: bool = False) -> ConsolidateResult:
             pl.DataFrame({"gene_id": list(d.ledger or ()), "instance": i}).cast({"instance": pl.Int32})
             for i, d in dones.items()
         )
-        ledger.sort("gene_id", "instance").write_parquet(folder / "ledger.parquet")
+        write_table(folder / "ledger.parquet", ledger.sort("gene_id", "instance"))
         members = [load_member(member_folder(folder, m.index), 1) for m in bundle.members]
         # For tools that expect a pickle; unpickling runs code, so only from people you trust (docs).
         (folder / "model.pkl").write_bytes(pickle.dumps(MetaModel(bundle, members), protocol=5))

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from metabatch.analysis.comparison import compare
-from metabatch.analysis.frame import Sections
+from metabatch.analysis.frame import Sections, write_table
 from metabatch.analysis.per_gene import per_gene
 from metabatch.analysis.scored import load_out_of_fold, load_scored, resampling_units
 from metabatch.data.shards import verify_unchanged
@@ -82,7 +82,7 @@ def evaluate(run: RunDir, *, threads: int | None = None, force: bool = False) ->
             for scratch in scored.members.values():
                 scratch.unlink()
         with accounts.phase("report"):
-            per_gene(rows, plan.columns.classes).write_parquet(folder / "per_gene.parquet")
+            write_table(folder / "per_gene.parquet", per_gene(rows, plan.columns.classes))
             save(folder / "metrics.json", metrics)
             metrics = msgspec.json.decode((folder / "metrics.json").read_bytes())
             sections = Sections(analyses=(), off=ANALYSES)
