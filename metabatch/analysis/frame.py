@@ -119,7 +119,7 @@ class Found:
 def study(name: str, title: str, make: Callable[[], Found], folder: Path) -> Section:
     """Run one analysis and write what it found below `folder`.
 
-    An error of its own is logged with its traceback and becomes a failed section: never a placeholder, and never the
+    An error of its own is logged with its traceback and becomes a failed section: never numbers made up, and never the
     end of the training that came before. Files of it that were written stay out of the section; a lack of memory or
     disk and an interrupt are no errors of the analysis, and are raised.
     """

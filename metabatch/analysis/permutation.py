@@ -21,13 +21,13 @@ import polars as pl
 import pyarrow as pa
 import xgboost as xgb
 
+from metabatch.analysis.bounds import PERMUTED_ROWS
 from metabatch.analysis.sampling import MatrixRows, draw_rows
 from metabatch.data.batches import as_numpy
 from metabatch.metrics.bootstrap import Ranking
 
 REPEATS = 3
 MOST_FEATURES = 40
-MOST_ROWS = 4096
 MEASURED = ("permutation", "permutation_sd", "permutation_ap")
 UNUSED, UNMEASURED = "the model has no split on it", f"not among the first {MOST_FEATURES} by gain"
 NO_CV, NO_ROWS = "no cross-validation: no rows that a model did not train on", "held-out rows are all of one side"
@@ -104,7 +104,7 @@ def permuted(
     Parameters
     ----------
     rows : MatrixRows
-        At most `MOST_ROWS`: see `fewer`. They are held as float32: 19 MB for 1,167 features.
+        At most `PERMUTED_ROWS`: see `fewer`. They are held as float32: 19 MB for 1,167 features.
     check : callable
         Called before every job.
 
@@ -139,10 +139,10 @@ def permuted(
 
 
 def fewer(rows: MatrixRows, classes: int, seed: int) -> MatrixRows:
-    """At most `MOST_ROWS` rows, every class alike; the weights stand for those left out."""
-    if len(rows) <= MOST_ROWS:
+    """At most `PERMUTED_ROWS` rows, every class alike; the weights stand for those left out."""
+    if len(rows) <= PERMUTED_ROWS:
         return rows
-    chosen, times = draw_rows(rows.label, MOST_ROWS, classes, seed)
+    chosen, times = draw_rows(rows.label, PERMUTED_ROWS, classes, seed)
     table = rows.table.combine_chunks().take(pa.array(chosen))
     return MatrixRows(table, rows.label[chosen], rows.weight[chosen] * times, rows.unit[chosen])
 

@@ -10,9 +10,9 @@ import xgboost as xgb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metabatch.analysis.bounds import PERMUTED_ROWS
 from metabatch.analysis.permutation import (
     MOST_FEATURES,
-    MOST_ROWS,
     UNMEASURED,
     UNUSED,
     _dense,
@@ -190,6 +190,6 @@ def test_a_sliced_table_is_read_from_where_it_begins() -> None:
 def test_rows_beyond_the_most_are_drawn_and_stand_for_all() -> None:
     table, label, unit = table_of(500, 0)
     drawn = fewer(MatrixRows(table, label, np.full(len(label), 2.0), unit), 2, 0)
-    assert len(drawn) == MOST_ROWS
+    assert len(drawn) == PERMUTED_ROWS
     for code in (0, 1):
         assert drawn.weight[drawn.label == code].sum() == pytest.approx(2 * (label == code).sum())
