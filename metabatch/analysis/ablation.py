@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from metabatch.analysis.feature_groups import SCORE_GROUPS, group_of
 from metabatch.analysis.figures import COLOURS, GREY, new_axes
 from metabatch.analysis.frame import Cell, Found, ImpossibleError, Picture, Shown
 from metabatch.metrics.bootstrap import Ranking, bootstrap_ap, group_multiplicities, interval
@@ -51,14 +51,14 @@ class Variant:
 
 
 def feature_groups(features: Sequence[Feature], scores: Mapping[str, str]) -> list[Group]:
-    """The group of each feature: base scores with those of neighbouring positions, k-mers, and context.
+    """The group of each feature: all that comes from the base scores, k-mers, and context.
 
-    A neighbour's score is named after the score: ``donor_score_m3``, ``donor_score_p10``. What else a table derives
-    from scores (log odds, local maxima) cannot be told by its name and counts as context.
+    Scores are those of the position and of its neighbours, and what the table derived from them, as told by
+    `metabatch.analysis.feature_groups`.
     """
-    names = "|".join(re.escape(column) for column in scores.values())
-    neighbour = re.compile(rf"(?:{names})(?:_[mp]\d+)?") if names else None
-    return ["score" if neighbour and neighbour.fullmatch(f.name) else f.group for f in features]
+    columns = tuple(scores.values())
+    fine = [group_of(f, columns) for f in features]
+    return ["score" if g in SCORE_GROUPS else f.group for g, f in zip(fine, features, strict=True)]
 
 
 def ablation(
@@ -103,8 +103,6 @@ def ablation(
     stems = class_stems(tuple(classes))
     counts = {v.name: v.features for v in variants}
     says = [_saying(name, frame) for name, frame in zip([classes[c] for c in judged], frames, strict=True)]
-    if "no-scores" in grown:
-        says.append("What the table derived from the scores counts as context: a model without scores still has it.")
     if left_out:
         says.append(f"The held-out rows cannot judge {', '.join(left_out)}: left out.")
     return Found(
@@ -208,8 +206,8 @@ def _shown(
         rows=tuple(rows),
         note=f"Short boosters ({rounds} rounds at learning rate {rate:g}), uncalibrated, grown without the held-out "
         "rows: compare within the table only. Changes are to `full`; intervals by resampling whole genes, paired. "
-        "Scores are the base scores and those of neighbouring positions (NAME_m1, NAME_p1, …); what else was derived "
-        "from them counts as context and stays in `no-scores`." + said,
+        "Scores are the base scores, those of neighbouring positions, and what was derived from them, told by name."
+        + said,
     )
 
 

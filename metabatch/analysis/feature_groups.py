@@ -17,6 +17,8 @@ from collections.abc import Sequence
 
 from metabatch.rundir.manifests import Feature
 
+# Groups that come from the base scores.
+SCORE_GROUPS = frozenset({"base scores", "neighbouring scores", "derived scores"})
 _DERIVED = {"splice_probability", "splice_neither_logodds", "probability_entropy"}
 _COMPOSITION = {"gc_content", "sequence_complexity"}
 _NEIGHBOUR = re.compile(r"(.+)_[mp]\d+")

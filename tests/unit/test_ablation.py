@@ -197,10 +197,10 @@ def test_variants_without_features_of_their_own_are_not_grown(table: Table) -> N
     assert "kmers-only: no such features" in found.shown[0].note
 
 
-def test_neighbouring_scores_count_as_scores() -> None:
+def test_what_comes_from_the_scores_counts_as_scores() -> None:
     groups = dict(zip(NAMES, feature_groups([feature(n) for n in NAMES], SCORES), strict=True))
-    assert [n for n, g in groups.items() if g == "score"] == NAMES[:4]
-    assert groups["donor_score_x1"] == "context"
+    assert [n for n, g in groups.items() if g == "score"] == NAMES[:5]
+    assert groups["context0"] == "context"
     assert groups["3mer_AAA"] == "kmer"
     assert set(feature_groups([feature(n) for n in NAMES if n not in SCORES.values()], {})) == {"kmer", "context"}
 
@@ -257,5 +257,5 @@ def test_the_demos_scores_are_told_from_its_context() -> None:
         for n in names
     ]  # fmt: skip
     groups = feature_groups(features, scores)
-    assert sum(g == "score" for g in groups) == 43  # three scores, two of them at twenty neighbours
+    assert sum(g == "score" for g in groups) == 65  # three scores, two of them at twenty neighbours, 22 derived
     assert json.dumps(sorted(set(groups))) == '["context", "kmer", "score"]'
