@@ -7,7 +7,7 @@ hyperparameters. ``validate`` holds every range, so that the CLI and the API ref
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -17,14 +17,19 @@ Strategy = Literal["auto", "single", "external", "multi-instance"]
 MissingValues = Literal["auto", "native"]
 Profile = Literal["default", "auto", "low", "standard", "high"]
 CalibrationMethod = Literal["platt", "isotonic", "temperature", "none", "auto"]
+# The plain mean first: the others have to be better than it.
+CombinationMethod = Literal["mean", "logit-mean", "convex", "selection", "top-k", "hierarchical", "stacking"]
+CombineOption = Literal["auto", "mean", "logit-mean", "convex", "selection", "top-k", "hierarchical", "stacking"]
+
+COMBINATIONS: tuple[CombinationMethod, ...] = get_args(CombinationMethod)
 
 # In the order of the report.
 ANALYSES = (
     "leakage", "curves", "overfitting", "calibration", "thresholds", "genes", "neighbourhoods", "importance",
     "shap", "ablation",
 )  # fmt: skip
-# Options that say what is looked at; the models do not depend on them.
-ANALYSIS_FIELDS = ("analyses", "diagnostic_rows", "neigh_sample", "neigh_window")
+# Options that say what is looked at, or how members are combined; the instances do not depend on them.
+LATER_FIELDS = ("analyses", "diagnostic_rows", "neigh_sample", "neigh_window", "combine")
 DEFAULT_CLASSES = ("neither", "donor", "acceptor")
 DEFAULT_SCORES = ("donor_score", "acceptor_score", "neither_score")
 DEFAULT_WEIGHT = "sampling_weight"
@@ -74,6 +79,8 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     calibration: CalibrationMethod = "platt"
     prior: dict[str, float] = {}
     threads: int | None = None
+    # ensemble
+    combine: CombineOption = "auto"
     # analysis
     analyses: tuple[str, ...] = ANALYSES
     diagnostic_rows: int = 25_000

@@ -26,14 +26,15 @@ def answer_lines(metrics: dict[str, Any]) -> list[str]:
                 f"{name}: AP {number(base)} (base) to {number(meta)} (meta), difference {signed(d['ap'])}, "
                 f"95 % interval {band(d['ci95'])}: {d['verdict']}."
             )
-    fold = metrics.get("out_of_fold")
-    if fold and fold["difference"]:
-        parts = [
-            f"{n} {signed(fold['difference'][n]['ap'])} ({band(fold['difference'][n]['ci95'])})"
-            for n in _rarest_first(metrics)
-            if n in fold["difference"]
-        ]
-        lines.append(f"Difference out of fold on the {fold['genes']:,} training genes: {', '.join(parts)}.")
+    for key, words in (("out_of_fold", "out of fold"), ("out_of_instance", "by members that did not train on them")):
+        found = metrics.get(key)
+        if found and found["difference"]:
+            parts = [
+                f"{n} {signed(found['difference'][n]['ap'])} ({band(found['difference'][n]['ci95'])})"
+                for n in _rarest_first(metrics)
+                if n in found["difference"]
+            ]
+            lines.append(f"Difference on {found['genes']:,} training genes, {words}: {', '.join(parts)}.")
     return lines
 
 

@@ -23,7 +23,7 @@ import xgboost as xgb
 
 from metabatch.analysis.bounds import PERMUTED_ROWS
 from metabatch.analysis.sampling import MatrixRows, draw_rows
-from metabatch.data.batches import as_numpy
+from metabatch.data.batches import as_matrix
 from metabatch.metrics.bootstrap import Ranking
 
 REPEATS = 3
@@ -115,7 +115,7 @@ def permuted(
         before calibration; mean over repeats), permutation_sd, permutation_ap (drop of average precision; null
         without a row of the class).
     """
-    batch = _dense(rows.table)
+    batch = as_matrix(rows.table)
     truth = {c: rows.label == i for i, c in enumerate(classes)}
     asked = sorted({c for job in jobs for c in job.classes}, key=list(classes).index)
     before = {c: _score(models[c], batch, truth[c], rows.weight) for c in asked}
@@ -171,16 +171,6 @@ def block_maps(unit: np.ndarray, weight: np.ndarray, repeats: int, seed: int) ->
         taken = np.clip(place, first[other], first[other] + sizes[other] - 1)
         result[repeat, order] = order[taken]
     return result
-
-
-def _dense(table: pa.Table) -> np.ndarray:
-    """float32 with NaN for missing, shape (n, features): XGBoost takes it as it is, where it would go through all
-    columns of an Arrow table at every prediction, which takes as long as predicting.
-    """
-    batch = np.empty((table.num_rows, table.num_columns), dtype=np.float32)
-    for i, column in enumerate(table.columns):
-        batch[:, i] = as_numpy(column.cast(pa.float32(), safe=False).fill_null(float("nan")))
-    return batch
 
 
 def _score(model: xgb.Booster, batch: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> tuple[float, float]:

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
-import pyarrow.compute as pc
 import xgboost as xgb
 
 from metabatch.analysis.bounds import CHUNK_ROWS, PLOT_ROWS
@@ -24,7 +22,7 @@ from metabatch.analysis.shap_pictures import Explained, shap_pictures
 from metabatch.analysis.shap_sample import KeptRows
 from metabatch.analysis.shap_table import ADDITIVITY, Sums, moments_of, shap_table
 from metabatch.analysis.shap_words import TOP, shap_flags, shap_sentences, shap_shown, top_features
-from metabatch.data.batches import as_float32, as_numpy
+from metabatch.data.batches import as_matrix
 from metabatch.resources.usage import trim_memory
 from metabatch.rundir.manifests import Feature
 
@@ -144,15 +142,6 @@ def _spoken_of(explained: Sequence[Explained]) -> list[str]:
     """At most three classes: rather those whose dependence is drawn."""
     first = sorted(explained, key=lambda one: not one.dependence)[:3]
     return [one.name for one in explained if one in first]
-
-
-def as_matrix(table: pa.Table) -> np.ndarray:
-    """The table as XGBoost computes with it, float32, shape (n, features); NaN where missing."""
-    found = np.empty((table.num_rows, table.num_columns), dtype=np.float32)
-    for number, column in enumerate(table.columns):
-        gaps = bool(column.null_count)
-        found[:, number] = as_numpy(pc.fill_null(as_float32(column), float("nan")) if gaps else column)
-    return found
 
 
 def merge_shap(tables: Sequence[tuple[float, pl.DataFrame]]) -> pl.DataFrame:

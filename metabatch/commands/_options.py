@@ -10,7 +10,16 @@ from typing import Any
 import msgspec
 
 from metabatch.errors import UsageError
-from metabatch.options import ANALYSES, DEFAULT_CLASSES, DEFAULT_SCORES, DEFAULT_SPLIT, DEFAULT_WEIGHT, Options, flag
+from metabatch.options import (
+    ANALYSES,
+    COMBINATIONS,
+    DEFAULT_CLASSES,
+    DEFAULT_SCORES,
+    DEFAULT_SPLIT,
+    DEFAULT_WEIGHT,
+    Options,
+    flag,
+)
 from metabatch.training.job import CHECKPOINT_SECONDS
 
 # field -> (metavar, help). The default is added from Options unless the help says it.
@@ -62,13 +71,20 @@ _TRAINING = {
     ),
     "threads": ("N", "Threads (default: the CPUs this process may use)."),
 }
+_ENSEMBLE = {
+    "combine": (
+        "RULE",
+        f"How members are combined: {', '.join(COMBINATIONS)}, or auto: the mean, unless another is better on genes it "
+        "was not fitted on.",
+    ),
+}
 _ANALYSIS = {
     "analyses": ("LIST", f"all, none, or some of {','.join(ANALYSES)} (default: all)."),
     "diagnostic_rows": ("N", "Rows that SHAP values are computed for, drawn by class."),
     "neigh_sample": ("N", "True sites of a class whose neighbourhoods are looked at."),
     "neigh_window": ("NT", "Positions on either side of a true site."),
 }
-SECTIONS = {"Data": _DATA, "Planning": _PLANNING, "Training": _TRAINING, "Analysis": _ANALYSIS}
+SECTIONS = {"Data": _DATA, "Planning": _PLANNING, "Training": _TRAINING, "Ensemble": _ENSEMBLE, "Analysis": _ANALYSIS}
 
 
 def options_text(*titles: str) -> str:

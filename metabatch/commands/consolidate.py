@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 
 from metabatch.commands._cli import COMMON, EXIT_CODES, Arguments, Text, run_command
+from metabatch.commands._options import convert
 from metabatch.ensemble.consolidate import consolidate
+from metabatch.options import COMBINATIONS
 from metabatch.rundir.layout import require_run
 
 USAGE = f"""Check every instance and make one model of them: RUN/ensemble.
@@ -14,15 +16,19 @@ Usage:
   consolidate [options] RUN
 
 Options:
+  --combine RULE          auto, {", ".join(COMBINATIONS)} (default: what `plan` was told, else auto).
 {COMMON}
 {EXIT_CODES}"""
 
 
 def action(arguments: Arguments) -> Text:
     run = require_run(arguments["RUN"])
-    result = consolidate(run, force=arguments["--force"])
+    options, given = convert(arguments)
+    result = consolidate(run, combine=options.combine if "combine" in given else None, force=arguments["--force"])
     head = "already consolidated, nothing was changed: " if result.already else ""
-    return Text(f"{head}{result.members} member(s), {result.genes:,} genes, in {run.ensemble}", result)
+    rule = result.combination
+    combined = f", combined by {rule.method} ({rule.note})" if result.members > 1 else ""
+    return Text(f"{head}{result.members} member(s){combined}, {result.genes:,} genes, in {run.ensemble}", result)
 
 
 def main() -> int:

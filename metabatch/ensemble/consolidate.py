@@ -16,29 +16,42 @@ from metabatch import __version__
 from metabatch.analysis.frame import write_table
 from metabatch.analysis.scored import best_thresholds, load_out_of_fold
 from metabatch.ensemble.bundle import BUNDLE_FILE, member_folder
+from metabatch.ensemble.combination import learn_combination, save_combination
+from metabatch.ensemble.combining import equal
 from metabatch.ensemble.estimator import MetaModel
 from metabatch.errors import InputError
 from metabatch.models.member import load_member
+from metabatch.options import CombineOption
+from metabatch.resources.limits import cpu_count
 from metabatch.resources.usage import ResourceUsage
 from metabatch.rundir.fingerprint import open_plan
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.lease import tidy
 from metabatch.rundir.lock import hold_folder
-from metabatch.rundir.manifests import Bundle, BundleMember, Done, Lowered, Plan, save
+from metabatch.rundir.manifests import Bundle, BundleMember, Combination, Done, Lowered, Plan, load, save
 from metabatch.rundir.markers import MARKER, check_stage, finish_stage, is_marked
 from metabatch.rundir.publish import attempt_folder, sha256_file
 from metabatch.rundir.tables import instance_genes, read_features
+
+# Among the marker's inputs: what was asked for, beside what it was made from.
+COMBINE = "combine"
 
 
 @dataclass(frozen=True)
 class ConsolidateResult:
     members: int
     genes: int
+    combination: Combination
     already: bool
 
 
-def consolidate(run: RunDir, *, force: bool = False) -> ConsolidateResult:
+def consolidate(run: RunDir, *, combine: CombineOption | None = None, force: bool = False) -> ConsolidateResult:
     """Validate all instances and write ensemble/.
+
+    Parameters
+    ----------
+    combine : str, optional
+        How the members are combined, instead of what the plan says.
 
     Raises
     ------
@@ -47,26 +60,33 @@ def consolidate(run: RunDir, *, force: bool = False) -> ConsolidateResult:
     """
     plan = open_plan(run)
     dones = check_instances(run, plan)
-    inputs = instance_markers(run, plan)
+    asked = combine or plan.options.combine
+    inputs = instance_markers(run, plan) | {COMBINE: asked}
     if not force and _is_current(run, plan, inputs):
         tidy(run.ensemble)
-        return ConsolidateResult(len(dones), _trained(run), already=True)
+        return ConsolidateResult(len(dones), _trained(run), _rule(run), already=True)
     with hold_folder(run.ensemble), attempt_folder(run.ensemble) as folder:
-        bundle = _bundle(run, plan)
         for index in dones:
             _copy(run.instance(index).root / "model", member_folder(folder, index))
+        members = [load_member(member_folder(folder, i), cpu_count()) for i in dones]
+        bundle = _bundle(run, plan)
+        found = learn_combination(run, plan, MetaModel(bundle, members), asked)
+        thresholds = _out_of_fold_thresholds(run, plan) if found.thresholds is None else found.thresholds
+        bundle = msgspec.structs.replace(bundle, combination=found.learned.rule, thresholds=thresholds)
         save(folder / BUNDLE_FILE, bundle)
+        save_combination(folder, found)
         ledger = pl.concat(
             pl.DataFrame({"gene_id": list(d.ledger or ()), "instance": i}).cast({"instance": pl.Int32})
             for i, d in dones.items()
         )
         write_table(folder / "ledger.parquet", ledger.sort("gene_id", "instance"))
-        members = [load_member(member_folder(folder, m.index), 1) for m in bundle.members]
+        model = MetaModel(bundle, members)
+        model.set_threads(1)
         # For tools that expect a pickle; unpickling runs code, so only from people you trust (docs).
-        (folder / "model.pkl").write_bytes(pickle.dumps(MetaModel(bundle, members), protocol=5))
+        (folder / "model.pkl").write_bytes(pickle.dumps(model, protocol=5))
         genes = ledger["gene_id"].n_unique()
         finish_stage(folder, run.ensemble, stage="consolidate", fingerprint=plan.fingerprint, inputs=inputs)
-    return ConsolidateResult(len(dones), genes, already=False)
+    return ConsolidateResult(len(dones), genes, bundle.combination, already=False)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -117,16 +137,15 @@ def _bundle(run: RunDir, plan: Plan) -> Bundle:
         xgboost_version=xgb.__version__,
         fingerprint=plan.fingerprint,
         strategy=plan.strategy,
-        combination="mean",
+        combination=equal(len(plan.instances)),
         columns=plan.columns,
         features=read_features(run).features,
         members=tuple(BundleMember(index=p.index, genes=p.genes, rows=p.rows) for p in plan.instances),
         lowered=(*plan.lowered, *_in_parts(run, plan)),
-        thresholds=_thresholds(run, plan),
     )
 
 
-def _thresholds(run: RunDir, plan: Plan) -> dict[str, float]:
+def _out_of_fold_thresholds(run: RunDir, plan: Plan) -> dict[str, float]:
     """Per class, the threshold of the best F1 on the instances' out-of-fold rows; none without cross-validation."""
     if not plan.options.n_folds:
         return {}
@@ -155,6 +174,10 @@ def _is_current(run: RunDir, plan: Plan, inputs: dict[str, str]) -> bool:
         return check_stage(run.ensemble, stage="consolidate", fingerprint=plan.fingerprint).inputs == inputs
     except InputError:
         return False
+
+
+def _rule(run: RunDir) -> Combination:
+    return load(run.ensemble / BUNDLE_FILE, Bundle).combination
 
 
 def _trained(run: RunDir) -> int:

@@ -8,16 +8,25 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+from sklearn.base import BaseEstimator, ClassifierMixin
 
+from metabatch.data.batches import as_matrix
 from metabatch.data.preprocess import Preprocessor
 from metabatch.errors import UsageError
 from metabatch.models.member import Member, MemberInParts
+from metabatch.models.pooling import pool
 from metabatch.resources.law import WHOLE_GROUP_ROWS
 from metabatch.rundir.manifests import Bundle
 
+# Rows that are held as one matrix while all members score them: 76 MB at 1,167 features. Each call of XGBoost prepares
+# its trees anew, so that 2,048 rows at a time take twice as long.
+_MATRIX_ROWS = 16_384
 
-class MetaModel:
-    """Mean of the members' calibrated probabilities.
+
+class MetaModel(ClassifierMixin, BaseEstimator):
+    """All members as one classifier, combined as the bundle says.
+
+    scikit-learn's tools take it as a fitted classifier; `fit` refuses, for training is `metabatch`'s own.
 
     Parameters
     ----------
@@ -30,22 +39,37 @@ class MetaModel:
     ----------
     classes_ : ndarray of str, shape (k,)
         Order of the columns of `predict_proba`.
-    feature_names : list of str
+    feature_names, feature_names_in_ : list of str, and the same as ndarray of str, shape (n_features_in_,)
         Features in order; for data without column names this is the order expected.
+    n_features_in_ : int
     """
 
     def __init__(
         self, bundle: Bundle, members: Sequence[Member | MemberInParts], *, fill_missing_kmers: bool = False
     ) -> None:
         self.bundle = bundle
-        self.members = list(members)
+        self.members = members
         self.fill_missing_kmers = fill_missing_kmers
         self.preprocessor = Preprocessor(bundle.features)
         self.classes_ = np.array(bundle.columns.classes, dtype=object)
         self.feature_names = [f.name for f in bundle.features]
+        self.feature_names_in_ = np.array(self.feature_names, dtype=object)
         self.n_features_in_ = len(self.feature_names)
 
-    def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803 (scikit-learn's name)
+    def fit(self, X: Any, y: Any = None) -> MetaModel:  # noqa: N803 (scikit-learn's name)
+        """Refuse: scikit-learn asks every estimator for this method.
+
+        Raises
+        ------
+        UsageError
+        """
+        del X, y
+        raise UsageError("a loaded model cannot be fitted", next_step="train one: bin/plan, bin/train-instance")
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
         """Probabilities of the classes.
 
         Parameters
@@ -78,16 +102,38 @@ class MetaModel:
     def check_columns(self, names: Sequence[str], *, where: str) -> None:
         self.preprocessor.require(names, fill_missing_kmers=self.fill_missing_kmers, where=where)
 
-    def predict_batch(
-        self, table: pa.Table, members: Sequence[int] | None = None, *, where: str = "data"
-    ) -> np.ndarray:
-        """Mean over `members` (positions; default all) for one batch; absent columns are filled as in training."""
+    def predict_batch(self, table: pa.Table, *, where: str = "data") -> np.ndarray:
+        """Probabilities for one batch, float64, shape (n, k); absent columns are filled as in training."""
+        asked = np.array(self.bundle.combination.weights) > 0
+        speaks = np.broadcast_to(asked[:, None], (len(asked), table.num_rows))
+        return pool(self.member_probabilities(table, speaks, where=where), self.bundle.combination)
+
+    def member_probabilities(self, table: pa.Table, speaks: np.ndarray, *, where: str = "data") -> np.ndarray:
+        """Each member's own calibrated probabilities.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            A batch as read.
+        speaks : ndarray of bool, shape (m, n)
+            Which members are asked about which row.
+
+        Returns
+        -------
+        ndarray of float64, shape (m, n, k)
+            NaN where a member was not asked.
+        """
         batch = self.preprocessor.transform(table, where=where)
-        chosen = self.members if members is None else [self.members[i] for i in members]
-        total = np.zeros((table.num_rows, len(self.classes_)))
-        for member in chosen:
-            total += member.predict_proba(batch)
-        return total / len(chosen)
+        found = np.full((len(self.members), table.num_rows, len(self.classes_)), np.nan)
+        for start in range(0, table.num_rows, _MATRIX_ROWS):
+            part = slice(start, start + _MATRIX_ROWS)
+            values = as_matrix(batch.slice(start, _MATRIX_ROWS))
+            for member, own, asked in zip(self.members, found, speaks[:, part], strict=True):
+                if asked.all():
+                    own[part] = member.predict_proba(values)
+                elif asked.any():
+                    own[part][asked] = member.predict_proba(values[asked])
+        return found
 
     def set_threads(self, threads: int) -> None:
         for member in self.members:

@@ -15,7 +15,8 @@ from metabatch.analysis.per_gene import per_gene
 from metabatch.analysis.scored import load_out_of_fold, load_scored, resampling_units
 from metabatch.data.shards import verify_unchanged
 from metabatch.ensemble.bundle import load_bundle
-from metabatch.ensemble.consolidate import check_instances, instance_markers
+from metabatch.ensemble.combination import read_combination
+from metabatch.ensemble.consolidate import COMBINE, check_instances, instance_markers
 from metabatch.errors import InputError
 from metabatch.evaluation.honest import score
 from metabatch.evaluation.report import render
@@ -55,7 +56,7 @@ def evaluate(run: RunDir, *, threads: int | None = None, force: bool = False) ->
         tidy(run.evaluation)
         return EvaluateResult(read_metrics(run), report, already=True)
     check_instances(run, plan)  # their out-of-fold scores and accounts are read
-    if instance_markers(run, plan) != made_from:
+    if instance_markers(run, plan) != {name: value for name, value in made_from.items() if name != COMBINE}:
         raise InputError(
             "the ensemble was made from other instances than those now in the run",
             where=str(run.ensemble),
@@ -79,6 +80,10 @@ def evaluate(run: RunDir, *, threads: int | None = None, force: bool = False) ->
             thresholds = model.bundle.thresholds if plan.holdout.genes else None
             metrics |= compare(rows, plan, scored.members, thresholds)
             metrics["out_of_fold"] = _out_of_fold(run, plan) if plan.holdout.genes and plan.options.n_folds else None
+            learned = read_combination(run.ensemble)
+            metrics["combination"] = {"method": learned.rule.method, "why": learned.rule.note, "judged": learned.judged,
+                                      "on": learned.on}  # fmt: skip
+            metrics["out_of_instance"] = learned.estimate
             for scratch in scored.members.values():
                 scratch.unlink()
         with accounts.phase("report"):

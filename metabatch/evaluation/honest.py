@@ -2,7 +2,8 @@
 
 Holdout genes are scored by all members. Without a holdout each gene is scored only by members that did
 not train on it nor on its split group; where there is none (a single model of all genes), its
-out-of-fold scores stand.
+out-of-fold scores stand. A combination that was learned from training genes is, for these genes, the one that was
+learned without them.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from metabatch.data.batches import Reader, RowCount, as_float32, as_text, carried
-from metabatch.data.index import pieces_for
-from metabatch.data.shards import shard_path
+from metabatch.data.batches import RowCount, as_float32, as_text, carried
+from metabatch.ensemble.combination import CrossedRules, crossed_rules
 from metabatch.ensemble.estimator import MetaModel
+from metabatch.ensemble.speakers import member_scores, speakers
 from metabatch.errors import InputError
 from metabatch.resources.law import WHOLE_GROUP_ROWS
 from metabatch.resources.progress import Progress
 from metabatch.resources.signals import StopFlag
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.manifests import Plan
-from metabatch.rundir.tables import read_genes, read_segments
+from metabatch.rundir.tables import read_genes
 
 
 @dataclass(frozen=True)
@@ -56,89 +57,59 @@ def score(run: RunDir, plan: Plan, model: MetaModel, folder: Path, stop: StopFla
         No holdout and no out-of-fold scores: no honest estimate can be made.
     """
     genes = read_genes(run)
-    speakers, how = _speakers(run, plan, genes)
-    asked = [g for g, members in speakers.items() if members]
+    may, how = _speakers(run, plan, genes)
+    asked = {g: members for g, members in may.items() if members}
     writer = _Writer(folder, plan, [m.index for m in model.bundle.members] if asked else [])
     count = RowCount()
-    total = int(genes.filter(pl.col("gene_id").is_in(list(speakers)))["rows"].sum())
+    total = int(genes.filter(pl.col("gene_id").is_in(list(may)))["rows"].sum())
+    rules = crossed_rules(run.ensemble)
     with Progress("evaluate", total, "rows") as progress:
         try:
-            for table in _batches(run, plan, model, asked, count):
-                _score_batch(table, plan, model, speakers, writer)
+            for table, proba in member_scores(run, plan, model, asked, count):
+                writer.write(
+                    _scored(table, proba, plan, model, rules), dict(zip(writer.member_files, proba, strict=True))
+                )
                 progress.advance(table.num_rows)
                 stop.check()
-            for table in _out_of_fold(run, plan, [g for g, members in speakers.items() if not members]):
+            for table in _out_of_fold(run, plan, [g for g, members in may.items() if not members]):
                 writer.write(table, {})
                 progress.advance(table.num_rows)
                 stop.check()
         finally:
             writer.close()
     if writer.rows != total:
-        raise InputError(f"{writer.rows} rows were scored", expected=f"{total} rows of {len(speakers)} genes")
-    return Scored(how, len(speakers), writer.rows, writer.member_files, count)
+        raise InputError(f"{writer.rows} rows were scored", expected=f"{total} rows of {len(may)} genes")
+    return Scored(how, len(may), writer.rows, writer.member_files, count)
 
 
 def _speakers(run: RunDir, plan: Plan, genes: pl.DataFrame) -> tuple[dict[str, list[int]], str]:
-    """Which members may score which gene."""
+    """Which members (positions) may score which gene."""
     held = genes.filter(pl.col("split") == "holdout")["gene_id"].to_list()
-    everyone = [p.index for p in plan.instances]
     if held:
+        everyone = list(range(len(plan.instances)))
         return dict.fromkeys(held, everyone), f"holdout genes ({plan.holdout.how}), scored by all members"
-    if not plan.options.n_folds and len(everyone) == 1:
+    if not plan.options.n_folds and len(plan.instances) == 1:
         raise InputError(
             "there is no holdout and no cross-validation: nothing was kept back to evaluate on",
             expected="holdout genes or out-of-fold scores",
             next_step="plan again with --holdout-fraction above 0, or --n-folds 2 or more",
         )
-    unit = "split_group" if plan.columns.split else "gene_id"
-    table = pl.read_parquet(run.assignments).join(genes.select("gene_id", pl.col(unit).alias("unit")), on="gene_id")
-    trained = table.group_by("unit").agg(pl.col("instance").unique())
-    by_unit = dict(zip(trained["unit"], trained["instance"].to_list(), strict=True))
-    speakers = {
-        gene: [m for m in everyone if m not in set(by_unit[u])]
-        for gene, u in genes.select("gene_id", pl.col(unit).alias("unit")).iter_rows()
-    }
-    alone = sum(not members for members in speakers.values())
+    may = speakers(run, plan)
+    alone = sum(not members for members in may.values())
     if alone and not plan.options.n_folds:
         raise InputError(
             f"{alone} gene(s) were trained on by every member and there are no out-of-fold scores",
             next_step="plan again with --holdout-fraction above 0, or --n-folds 2 or more",
         )
-    if alone == len(speakers):
-        return speakers, "all genes, out-of-fold scores (no holdout)"
+    if alone == len(may):
+        return may, "all genes, out-of-fold scores (no holdout)"
     rest = f"; {alone} genes by out-of-fold scores" if alone else ""
-    return speakers, f"all genes, each by the members that did not train on it (no holdout){rest}"
+    return may, f"all genes, each by the members that did not train on it (no holdout){rest}"
 
 
-def _batches(run: RunDir, plan: Plan, model: MetaModel, genes: Sequence[str], count: RowCount) -> Iterator[pa.Table]:
-    if not genes:
-        return
+def _scored(table: pa.Table, proba: np.ndarray, plan: Plan, model: MetaModel, rules: CrossedRules) -> pa.Table:
     columns = plan.columns
-    names = [*model.feature_names, columns.label, *columns.ids, *columns.scores.values()]
-    if columns.weight:
-        names.append(columns.weight)
-    files = [shard_path(plan.dataset, s) for s in plan.dataset.shards]
-    yield from Reader(pieces_for(read_segments(run), genes, files), names, columns.group, count=count)
-
-
-def _score_batch(
-    table: pa.Table, plan: Plan, model: MetaModel, speakers: dict[str, list[int]], writer: _Writer
-) -> None:
-    columns, k = plan.columns, len(plan.columns.classes)
     gene = as_text(table.column(columns.group))
-    allowed = [speakers[g] for g in gene.to_pylist()]
-    total = np.zeros((table.num_rows, k))
-    votes = np.zeros(table.num_rows)
-    own: dict[int, np.ndarray] = {}
-    for position, member in enumerate(model.bundle.members):
-        rows = np.fromiter((member.index in a for a in allowed), dtype=bool, count=len(allowed))
-        proba = np.full((table.num_rows, k), np.nan)
-        if rows.any():
-            part = table if rows.all() else table.filter(pa.array(rows))
-            proba[rows] = model.predict_batch(part, [position], where="evaluation genes")
-            total[rows] += proba[rows]
-            votes += rows
-        own[member.index] = proba
     ids = {c: columns.carried[c] for c in columns.ids if c not in ("gene_id", "label", "weight")}
     data: dict[str, object] = {"gene_id": gene} | dict(carried(table, ids))
     data["label"] = as_text(table.column(columns.label))
@@ -148,9 +119,10 @@ def _score_batch(
     data["weight"] = weight
     for name, column in columns.scores.items():
         data[f"{name}_score"] = as_float32(table.column(column))
+    meta = rules.pool(proba, gene.to_pylist(), model.bundle.combination)
     for code, name in enumerate(columns.classes):
-        data[f"{name}_meta"] = pa.array((total[:, code] / votes).astype(np.float32))
-    writer.write(pa.table(data), own)
+        data[f"{name}_meta"] = pa.array(meta[:, code].astype(np.float32))
+    return pa.table(data)
 
 
 def _out_of_fold(run: RunDir, plan: Plan, genes: Sequence[str]) -> Iterator[pa.Table]:
@@ -192,7 +164,7 @@ class _Writer:
             self._main = pq.ParquetWriter(self._path, table.schema, compression="zstd")
         self._main.write_table(table.select(self._main.schema.names).cast(self._main.schema))
         for member, path in self.member_files.items():
-            proba = own.get(member, np.full((table.num_rows, len(self._classes)), np.nan))
+            proba = own[member] if own else np.full((table.num_rows, len(self._classes)), np.nan)
             part = pa.table({c: pa.array(proba[:, i].astype(np.float32)) for i, c in enumerate(self._classes)})
             if member not in self._own:
                 self._own[member] = pq.ParquetWriter(path, part.schema)

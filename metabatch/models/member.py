@@ -8,7 +8,6 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import pyarrow as pa
 import xgboost as xgb
 
 from metabatch.errors import InputError
@@ -27,11 +26,11 @@ class Member:
     boosters: Mapping[str, xgb.Booster]
     calibration: Calibration
 
-    def raw(self, batch: pa.Table) -> np.ndarray:
-        """One-vs-rest booster probabilities of a preprocessed batch, float32, shape (n, k)."""
+    def raw(self, batch: np.ndarray) -> np.ndarray:
+        """One-vs-rest booster probabilities of preprocessed rows (`as_matrix`), float32, shape (n, k)."""
         return np.stack([self.boosters[c].inplace_predict(batch) for c in self.calibration.classes], axis=1)
 
-    def predict_proba(self, batch: pa.Table) -> np.ndarray:
+    def predict_proba(self, batch: np.ndarray) -> np.ndarray:
         """Calibrated probabilities that add up to 1, float64, shape (n, k)."""
         return self.calibration.apply(self.raw(batch))
 
@@ -46,7 +45,7 @@ class MemberInParts:
 
     parts: Sequence[Member]
 
-    def predict_proba(self, batch: pa.Table) -> np.ndarray:
+    def predict_proba(self, batch: np.ndarray) -> np.ndarray:
         """As `Member.predict_proba`."""
         return np.mean([part.predict_proba(batch) for part in self.parts], axis=0)
 

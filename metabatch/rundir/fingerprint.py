@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from metabatch.errors import InputError
-from metabatch.options import ANALYSIS_FIELDS, Options
+from metabatch.options import LATER_FIELDS, Options
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.manifests import Plan, Shard, load, to_json
 from metabatch.rundir.publish import sha256_file
@@ -31,7 +31,7 @@ def plan_fingerprint(plan: Plan) -> str:
     """
     usual = Options()
     options = msgspec.structs.replace(
-        plan.options, threads=None, learn_from=None, **{name: getattr(usual, name) for name in ANALYSIS_FIELDS}
+        plan.options, threads=None, learn_from=None, **{name: getattr(usual, name) for name in LATER_FIELDS}
     )
     decided = {
         "format_version": plan.format_version,
@@ -45,7 +45,7 @@ def plan_fingerprint(plan: Plan) -> str:
         "instances": [(p.index, p.genes, p.core_genes, p.overlap_genes, p.rows) for p in plan.instances],
         "holdout": plan.holdout,
         "coverage": plan.coverage,
-        "lowered": [x for x in plan.lowered if not x.option.startswith(ANALYSIS_FIELDS)],
+        "lowered": [x for x in plan.lowered if not x.option.startswith(LATER_FIELDS)],
     }
     return hashlib.sha256(to_json(decided)).hexdigest()
 

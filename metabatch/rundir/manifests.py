@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from metabatch.errors import InputError
-from metabatch.options import Options
+from metabatch.options import CombinationMethod, Options
 from metabatch.resources.law import MemoryLaw
 from metabatch.rundir.layout import FORMAT_VERSION
 from metabatch.rundir.publish import write_bytes
@@ -242,6 +242,22 @@ class BundleMember(_Manifest, frozen=True, kw_only=True):
     rows: int
 
 
+class Combination(_Manifest, frozen=True, kw_only=True):
+    """How members are made one model (`metabatch.models.pooling`).
+
+    weights : of each member in the mean of probabilities; a member of weight 0 is not asked.
+    coefficients, intercept : of a softmax over the members' log-probabilities, shapes (k, m * k) and (k,), which then
+        stands instead of the mean (logit-mean, stacking); empty without.
+    note : why this one.
+    """
+
+    method: CombinationMethod
+    weights: tuple[float, ...]
+    coefficients: tuple[tuple[float, ...], ...] = ()
+    intercept: tuple[float, ...] = ()
+    note: str = ""
+
+
 class Bundle(_Manifest, frozen=True, kw_only=True):
     """ensemble/bundle.json: everything a prediction needs besides the boosters.
 
@@ -253,7 +269,7 @@ class Bundle(_Manifest, frozen=True, kw_only=True):
     xgboost_version: str
     fingerprint: str
     strategy: str
-    combination: Literal["mean"]
+    combination: Combination
     columns: Columns
     features: tuple[Feature, ...]
     members: tuple[BundleMember, ...]

@@ -21,6 +21,7 @@ import xgboost as xgb
 
 from metabatch.data.batches import Piece, Reader, RowCount, as_numpy, as_text, joined
 from metabatch.data.cuts import reference_rows
+from metabatch.data.labels import label_codes
 from metabatch.data.preprocess import Preprocessor
 from metabatch.errors import InputError
 from metabatch.resources.usage import trim_memory
@@ -85,24 +86,6 @@ def read_rows(
         genes=[genes[i] for i in present],
         batches=joined((len(part) for part in found), batch_rows),
     )
-
-
-def label_codes(table: pa.Table, columns: Columns) -> np.ndarray:
-    """Class codes, uint8, shape (n,): positions in `columns.classes`, the same in every slice.
-
-    Raises
-    ------
-    InputError
-        A label that is no class.
-    """
-    text = pl.Series(pl.from_arrow(as_text(table.column(columns.label))))
-    codes = text.replace_strict(
-        list(columns.classes), list(range(len(columns.classes))), default=None, return_dtype=pl.UInt8
-    )
-    if codes.null_count():
-        odd = text.filter(codes.is_null())[0]
-        raise InputError(f"label {odd!r} is no class", expected=", ".join(columns.classes), where=columns.label)
-    return codes.to_numpy()
 
 
 class Batches(xgb.DataIter):

@@ -24,6 +24,7 @@ import xgboost as xgb
 import metabatch.training.attempt  # noqa: F401 (what an instance loads)
 from metabatch.data.batches import Piece, Reader
 from metabatch.data.cuts import cuts_of, reference_rows
+from metabatch.data.labels import label_codes
 from metabatch.data.layout import cell_bytes
 from metabatch.data.preprocess import Preprocessor
 from metabatch.resources.process import follow_parent
@@ -32,7 +33,7 @@ from metabatch.rundir.manifests import FeatureSet, ProbeResult, load
 from metabatch.rundir.probing import Request
 from metabatch.training.boosters import booster_params, train_final, train_fold
 from metabatch.training.crossval import CrossValidation, calibrate
-from metabatch.training.matrix import Batch, Batches, Rows, blank_batches, label_codes, shape_passes
+from metabatch.training.matrix import Batch, Batches, Rows, blank_batches, shape_passes
 
 _BATCH_ROWS = 4_096
 _TREES = 3

@@ -15,12 +15,12 @@ from metabatch.analysis.permutation import (
     MOST_FEATURES,
     UNMEASURED,
     UNUSED,
-    _dense,
     block_maps,
     fewer,
     permutation_importance,
 )
 from metabatch.analysis.sampling import MatrixRows
+from metabatch.data.batches import as_matrix
 
 CLASSES = ("neither", "donor")
 
@@ -172,7 +172,7 @@ def test_the_models_see_what_they_see_elsewhere() -> None:
     """Missing cells and small integers arrive as they do from Arrow."""
     table, label, _ = table_of(60, 0)
     model = trained(table, label, 10)
-    assert np.array_equal(model.inplace_predict(_dense(table)), model.inplace_predict(table))
+    assert np.array_equal(model.inplace_predict(as_matrix(table)), model.inplace_predict(table))
 
 
 def test_a_sliced_table_is_read_from_where_it_begins() -> None:

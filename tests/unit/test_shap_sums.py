@@ -22,11 +22,11 @@ from metabatch.analysis import shap_sums
 from metabatch.analysis.frame import Found, ImpossibleError, study
 from metabatch.analysis.sampling import MatrixRows, quotas
 from metabatch.analysis.shap_sample import KeptRows
-from metabatch.analysis.shap_sums import as_matrix, merge_shap
-from metabatch.data.batches import Reader, whole_files
+from metabatch.analysis.shap_sums import merge_shap
+from metabatch.data.batches import Reader, as_matrix, whole_files
+from metabatch.data.labels import label_codes
 from metabatch.data.preprocess import Preprocessor
 from metabatch.data.shards import find_parquet
-from metabatch.training.matrix import label_codes
 from tests.conftest import DEMO, ROOT
 from tests.unit.test_instance_rows import described, expected
 

@@ -1,0 +1,184 @@
+"""Which combination of members: each way learned on some genes and judged on others, against the plain mean.
+
+Scores are those of members that trained neither on a row's gene nor on its split group. The genes are cut into folds;
+every rule is fitted on the other folds and combines the fold's rows (cross-fitting), and the differences to the mean
+get intervals by resampling whole genes. The mean stands unless a rule's macro AP is higher beyond its interval, and
+its log loss not higher beyond its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from metabatch.data.partition import seeded_rank
+from metabatch.ensemble.combining import equal, fit_rule, log_loss
+from metabatch.errors import InputError
+from metabatch.metrics.bootstrap import Ranking, bootstrap_ap, group_multiplicities, interval
+from metabatch.models.calibration import EPS
+from metabatch.models.pooling import pool
+from metabatch.options import COMBINATIONS, CombinationMethod, CombineOption
+from metabatch.rundir.manifests import Combination
+
+FOLDS, RESAMPLES = 5, 200
+
+
+@dataclass(frozen=True)
+class HonestRows:
+    """Rows with what the members say that did not train on their genes.
+
+    proba : shape (m, n, k), NaN where a member may not speak; every row has at least one that may.
+    base : shape (n, k); NaN in columns without a base score. label, gene, group : int, shape (n,).
+    weight : float64, shape (n,). gene_names : of the codes in `gene`. of_rows, of_genes : there are in all.
+    """
+
+    proba: np.ndarray
+    base: np.ndarray
+    label: np.ndarray
+    weight: np.ndarray
+    gene: np.ndarray
+    group: np.ndarray
+    gene_names: list[str]
+    of_rows: int
+    of_genes: int
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """rule : the one taken, fitted on all rows. crossed : fitted without each fold; fold : of each row.
+
+    pooled : shape (n, k), every row by the rule fitted without its fold.
+    judged : a line a method: macro AP, log loss, differences to the mean with intervals, and whether it was taken.
+    """
+
+    rule: Combination
+    crossed: tuple[Combination, ...]
+    fold: np.ndarray
+    pooled: np.ndarray
+    judged: list[dict[str, Any]]
+
+
+def learnable(rows: HonestRows) -> str | None:
+    """Why no weights can be learned from these rows; None when they can."""
+    members = len(rows.proba)
+    if members < 2:
+        return "there is one member"
+    if int((~np.isnan(rows.proba[:, :, 0])).sum(axis=0).max(initial=0)) < 2:
+        return "no gene was left out by two members, so none can be held against another"
+    if len(np.unique(rows.group)) < 2 * FOLDS:
+        return (
+            f"there are {len(np.unique(rows.group))} independent genes to learn from, at least {2 * FOLDS} are needed"
+        )
+    return None
+
+
+def choose(rows: HonestRows, classes: tuple[str, ...], asked: CombineOption, seed: int) -> Choice:
+    """Judge all methods (`auto`), or the one asked for beside the mean.
+
+    Raises
+    ------
+    InputError
+        A method that has to learn was asked for, and there is nothing to learn from.
+    """
+    reason = learnable(rows)
+    if reason is not None:
+        if asked not in ("auto", "mean"):
+            raise InputError(
+                f"--combine {asked} cannot be learned: {reason}", expected="three or more members, few genes in common",
+                next_step="--combine auto takes the mean then",
+            )  # fmt: skip
+        rule = equal(len(rows.proba))
+        rule = msgspec.structs.replace(
+            rule, note=f"nothing to learn from: {reason}" if asked == "auto" else "as asked for"
+        )
+        fold = np.zeros(len(rows), dtype=np.int64)
+        return Choice(rule, (rule,), fold, pool(rows.proba, rule), [])
+    methods = COMBINATIONS if asked == "auto" else tuple(dict.fromkeys(("mean", asked)))
+    fold = _folds(rows.group, seed)
+    crossed = {m: _crossed(m, rows, fold) for m in methods}
+    pooled: dict[str, np.ndarray] = {m: _pooled(rows, fold, rules) for m, rules in crossed.items()}
+    judged = _judge(pooled, rows, classes, seed)
+    better = [line for line in judged if line["better"]]
+    taken: CombinationMethod = "mean"
+    if asked != "auto":
+        taken, why = asked, "as asked for"
+    elif better:
+        best = max(better, key=lambda line: line["difference"])
+        taken, why = (
+            best["method"],
+            f"macro AP {best['difference']:+.4f} against the mean on genes it was not fitted on",
+        )
+    else:
+        why = f"none of {len(methods) - 1} other rules is better than the mean beyond its interval"
+    for line in judged:
+        line["taken"] = line["method"] == taken
+    rule = msgspec.structs.replace(fit_rule(taken, rows.proba, rows.label, rows.weight), note=why)
+    return Choice(rule, crossed[taken], fold, pooled[taken], judged)
+
+
+def _folds(group: np.ndarray, seed: int) -> np.ndarray:
+    """A fold of each row, whole groups, the same for a seed whatever the order of the rows."""
+    codes, place = np.unique(group, return_inverse=True)
+    return np.asarray(seeded_rank([str(c) for c in codes], seed)[place] % FOLDS)
+
+
+def _crossed(method: CombinationMethod, rows: HonestRows, fold: np.ndarray) -> tuple[Combination, ...]:
+    rules = []
+    for number in range(FOLDS):
+        others = fold != number
+        rules.append(fit_rule(method, rows.proba[:, others], rows.label[others], rows.weight[others]))
+    return tuple(rules)
+
+
+def _pooled(rows: HonestRows, fold: np.ndarray, rules: tuple[Combination, ...]) -> np.ndarray:
+    found = np.empty(rows.proba.shape[1:])
+    for number, rule in enumerate(rules):
+        here = fold == number
+        found[here] = pool(rows.proba[:, here], rule)
+    return found
+
+
+def _judge(
+    pooled: Mapping[str, np.ndarray], rows: HonestRows, classes: tuple[str, ...], seed: int
+) -> list[dict[str, Any]]:
+    groups, code = np.unique(rows.group, return_inverse=True)
+    draws = group_multiplicities(len(groups), RESAMPLES, seed)
+    present = [c for c in range(len(classes)) if 0 < rows.weight[rows.label == c].sum() < rows.weight.sum()]
+    sampled: dict[str, np.ndarray] = {m: np.empty((len(present), RESAMPLES)) for m in pooled}
+    whole: dict[str, list[float]] = {m: [] for m in pooled}
+    for row, c in enumerate(present):
+        positive = rows.label == c
+        rankings = {m: Ranking.of(p[:, c], positive) for m, p in pooled.items()}
+        for m, values in bootstrap_ap(rankings, rows.weight, code, draws).items():
+            sampled[m][row] = values
+        for m, ranking in rankings.items():
+            whole[m].append(ranking.average_precision(rows.weight))
+    mass = draws @ np.bincount(code, rows.weight)
+    losses = {m: draws @ np.bincount(code, rows.weight * _losses(p, rows.label)) / mass for m, p in pooled.items()}
+    mean_loss = log_loss(pooled["mean"], rows.label, rows.weight)
+    lines = []
+    for m, p in pooled.items():
+        ap, loss = float(np.mean(whole[m])), log_loss(p, rows.label, rows.weight)
+        gain = interval((sampled[m] - sampled["mean"]).mean(axis=0))
+        cost = interval(losses[m] - losses["mean"])
+        better = m != "mean" and gain is not None and gain[0] > 0 and (cost is None or cost[0] <= 0)
+        lines.append(
+            {
+                "method": m, "macro_ap": ap, "log_loss": loss,
+                "ap": {classes[c]: whole[m][row] for row, c in enumerate(present)},
+                "difference": ap - float(np.mean(whole["mean"])), "difference_ci95": gain,
+                "log_loss_difference": loss - mean_loss, "log_loss_difference_ci95": cost, "better": better,
+            }
+        )  # fmt: skip
+    return lines
+
+
+def _losses(proba: np.ndarray, label: np.ndarray) -> np.ndarray:
+    return np.asarray(-np.log(np.clip(proba[np.arange(len(label)), label], EPS, 1)))
