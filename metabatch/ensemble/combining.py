@@ -99,7 +99,8 @@ def _simplex(proba: np.ndarray, label: np.ndarray, weight: np.ndarray) -> tuple[
         slope = (speaks / of_speaking - p / of_truth) @ share
         return float(share @ (np.log(of_speaking) - np.log(of_truth))), w * (slope - w @ slope)
 
-    found = minimize(loss, np.zeros(len(proba)), jac=True, method="L-BFGS-B", options={"maxiter": 500})
+    exactly = {"maxiter": 2000, "ftol": 1e-14, "gtol": 1e-9}  # the best may lie where a weight is 0: v runs far out
+    found = minimize(loss, np.zeros(len(proba)), jac=True, method="L-BFGS-B", options=exactly)
     w = np.exp(found.x - found.x.max())
     return tuple(float(x) for x in w / w.sum())
 
@@ -113,13 +114,13 @@ def _selection(proba: np.ndarray, label: np.ndarray, weight: np.ndarray) -> Comb
         for member in range(len(proba)):
             counts = chosen.copy()
             counts[member] += 1
-            rule = Combination(method="selection", weights=tuple(counts))
+            rule = Combination(method="selection", weights=tuple(counts.tolist()))
             tried.append(macro_ap(pool(proba, rule), label, weight))
         if max(tried) <= best:
             break
         best = max(tried)
         chosen[int(np.argmax(tried))] += 1
-    return Combination(method="selection", weights=tuple(chosen / chosen.sum()))
+    return Combination(method="selection", weights=tuple((chosen / chosen.sum()).tolist()))
 
 
 def _top(proba: np.ndarray, label: np.ndarray, weight: np.ndarray) -> Combination:
@@ -129,7 +130,7 @@ def _top(proba: np.ndarray, label: np.ndarray, weight: np.ndarray) -> Combinatio
     best, rule = -np.inf, equal(len(proba))
     for k in range(1, len(proba) + 1):
         kept = np.isin(np.arange(len(proba)), order[:k])
-        tried = Combination(method="top-k", weights=tuple(kept.astype(float)))
+        tried = Combination(method="top-k", weights=tuple(kept.astype(float).tolist()))
         found = macro_ap(pool(proba, tried), label, weight)
         if found > best:
             best, rule = found, tried
@@ -152,7 +153,7 @@ def _hierarchical(proba: np.ndarray, label: np.ndarray, weight: np.ndarray) -> C
     distance = squareform(1 - together, checks=False)
     group = fcluster(linkage(distance, "average"), int(np.ceil(np.sqrt(m))), "maxclust")
     names = np.unique(group)
-    inner = [Combination(method="mean", weights=tuple((group == g).astype(float))) for g in names]
+    inner = [Combination(method="mean", weights=tuple((group == g).astype(float).tolist())) for g in names]
     means = np.stack(
         [_silent_where_none(proba[group == g], pool(proba, rule)) for g, rule in zip(names, inner, strict=True)]
     )

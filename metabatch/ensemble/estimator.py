@@ -135,9 +135,56 @@ class MetaModel(ClassifierMixin, BaseEstimator):
                     own[part][asked] = member.predict_proba(values[asked])
         return found
 
+    def one_vs_rest(self, name: str) -> OneVsRest:
+        """The model of one class as a binary classifier, for tools that take only those (`CalibrationDisplay`).
+
+        Raises
+        ------
+        UsageError
+            No such class.
+        """
+        if name not in self.bundle.columns.classes:
+            raise UsageError(f"{name} is no class of the model", expected=", ".join(self.bundle.columns.classes))
+        return OneVsRest(self, name)
+
     def set_threads(self, threads: int) -> None:
         for member in self.members:
             member.set_threads(threads)
+
+
+class OneVsRest(ClassifierMixin, BaseEstimator):
+    """One class of a model against all others; `classes_` are False and True.
+
+    Parameters
+    ----------
+    model : MetaModel
+    name : str
+        The class.
+    """
+
+    def __init__(self, model: MetaModel, name: str) -> None:
+        self.model = model
+        self.name = name
+        self.classes_ = np.array([False, True])
+        self.n_features_in_ = model.n_features_in_
+        self.feature_names_in_ = model.feature_names_in_
+
+    def fit(self, X: Any, y: Any = None) -> OneVsRest:  # noqa: N803
+        """As `MetaModel.fit`."""
+        self.model.fit(X, y)
+        return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
+        """float64, shape (n, 2): of the others together, and of the class."""
+        own = self.model.predict_proba(X)[:, list(self.model.classes_).index(self.name)]
+        return np.column_stack([1 - own, own])
+
+    def predict(self, X: Any) -> np.ndarray:  # noqa: N803
+        """Whether it is the most probable class of each row, shape (n,)."""
+        return np.asarray(self.model.predict(X) == self.name)
 
 
 def as_table(data: Any, names: Sequence[str]) -> pa.Table:

@@ -53,7 +53,12 @@ def stacking_features(proba: np.ndarray) -> np.ndarray:
 
 
 def _stacked(proba: np.ndarray, rule: Combination) -> np.ndarray:
-    return _softmax(stacking_features(proba) @ np.array(rule.coefficients).T + np.array(rule.intercept))
+    features = stacking_features(proba)
+    z = np.tile(np.array(rule.intercept), (len(features), 1))
+    # Not by a matrix product: its last bits depend on how many rows come at once.
+    for feature, coefficients in zip(features.T, np.array(rule.coefficients).T, strict=True):
+        z += feature[:, None] * coefficients
+    return _softmax(z)
 
 
 def _weighted_mean(values: np.ndarray, weight: np.ndarray) -> np.ndarray:

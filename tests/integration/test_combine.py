@@ -1,0 +1,174 @@
+"""consolidate chooses how members are combined; evaluate and the estimator follow it, honestly."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn.calibration import CalibrationDisplay
+from sklearn.inspection import permutation_importance
+from sklearn.metrics import accuracy_score
+from sklearn.utils.validation import check_is_fitted
+
+import metabatch
+from metabatch.ensemble.estimator import MetaModel
+from metabatch.errors import UsageError
+from metabatch.models.pooling import pool
+from metabatch.options import COMBINATIONS
+from metabatch.rundir.manifests import Combination
+from tests.conftest import DEMO, NO_ANALYSES, start, succeed, train_all
+
+CLASSES = ("neither", "donor", "acceptor")
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five instances on the demo and a holdout, combined and evaluated."""
+    run = tmp_path_factory.mktemp("five") / "run"
+    succeed(
+        "plan", "--quiet", "--strategy", "multi-instance", "--min-instances", "5", "--holdout-fraction", "0.3",
+        "--n-folds", "2", "--n-estimators", "12", "--learning-rate", "0.3", "--early-stopping-patience", "0",
+        *NO_ANALYSES, DEMO, run,
+    )  # fmt: skip
+    train_all(run)
+    succeed("consolidate", "--quiet", run)
+    succeed("evaluate", "--quiet", run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def frame() -> pl.DataFrame:
+    return pl.read_parquet(DEMO / "positions-00000.parquet")
+
+
+@pytest.fixture(scope="module")
+def data() -> pl.DataFrame:
+    """All rows; a k-mer column that a shard lacks is 0 there, as in training."""
+    whole = pl.concat([pl.read_parquet(f) for f in sorted(DEMO.glob("*.parquet"))], how="diagonal")
+    return whole.with_columns(pl.col("^[0-9]mer_.*$").fill_null(0))
+
+
+def read(run: Path, name: str) -> dict:
+    return json.loads((run / name).read_text())
+
+
+def test_every_rule_is_judged_against_the_mean_and_the_bundle_holds_the_one_taken(five: Path) -> None:
+    learned, bundle = read(five, "ensemble/combination.json"), read(five, "ensemble/bundle.json")
+    assert [line["method"] for line in learned["judged"]] == list(COMBINATIONS)
+    taken = [line for line in learned["judged"] if line["taken"]]
+    assert [line["method"] for line in taken] == [bundle["combination"]["method"]] == [learned["rule"]["method"]]
+    if taken[0]["method"] != "mean":
+        assert taken[0]["difference_ci95"][0] > 0
+    genes = pl.read_parquet(five / "ensemble/combination_genes.parquet")
+    train = pl.read_parquet(five / "genes.parquet").filter(pl.col("split") == "train")
+    assert set(genes["gene_id"]) <= set(train["gene_id"])
+    metrics, report = read(five, "evaluation/metrics.json"), (five / "evaluation/report.html").read_text()
+    assert metrics["combination"]["judged"] == learned["judged"]
+    assert metrics["out_of_instance"] == learned["estimate"]
+    assert "How the members are combined" in report
+    assert all(f"<td>{name}" in report for name in COMBINATIONS)
+
+
+def test_a_rule_asked_for_is_what_predictions_and_evaluation_follow(
+    five: Path, copy_of: Callable[[Path], Path], frame: pl.DataFrame, data: pl.DataFrame
+) -> None:
+    run = copy_of(five)
+    mean = metabatch.load(run)
+    said = succeed("consolidate", "--combine", "stacking", run).out
+    assert "stacking (as asked for)" in said
+    assert "already" in succeed("consolidate", "--combine", "stacking", run).out
+    model = metabatch.load(run)
+    rule = model.bundle.combination
+    assert rule.method == "stacking"
+    own = mean.member_probabilities(frame.to_arrow(), np.ones((5, frame.height), dtype=bool))
+    assert np.array_equal(model.predict_proba(frame), pool(own, rule))
+    succeed("evaluate", "--quiet", run)
+    scored = pl.read_parquet(run / "evaluation/predictions.parquet")
+    again = pl.concat([data.filter(pl.col("gene_id") == g) for g in scored["gene_id"].unique(maintain_order=True)])
+    assert np.array_equal(scored["donor_meta"].to_numpy(), model.predict_proba(again)[:, 1].astype(np.float32))
+
+
+def test_top_k_does_not_ask_the_members_it_left_out(
+    five: Path, copy_of: Callable[[Path], Path], frame: pl.DataFrame
+) -> None:
+    run = copy_of(five)
+    succeed("consolidate", "--quiet", "--combine", "top-k", run)
+    model = metabatch.load(run)
+    weights = np.array(model.bundle.combination.weights)
+    assert set(weights) <= {0.0, 1.0}
+    speaks = np.broadcast_to((weights > 0)[:, None], (5, frame.height))
+    own = model.member_probabilities(frame.to_arrow(), speaks)
+    assert np.isnan(own[weights == 0]).all()
+    assert np.array_equal(model.predict_proba(frame), own[weights > 0].sum(axis=0) / (weights > 0).sum())
+
+
+def test_the_estimate_by_other_members_agrees_with_the_true_holdout(five: Path) -> None:
+    metrics = read(five, "evaluation/metrics.json")
+    for name in ("donor", "acceptor"):  # by the gain: the base model, too, finds the dozen holdout genes easier
+        low, high = metrics["difference"][name]["ci95"]
+        assert low <= metrics["out_of_instance"]["difference"][name]["ap"] <= high
+
+
+def test_without_a_holdout_each_gene_is_combined_by_a_rule_that_did_not_see_it(
+    ensemble: Path, copy_of: Callable[[Path], Path], data: pl.DataFrame
+) -> None:
+    run = copy_of(ensemble)
+    succeed("consolidate", "--quiet", "--combine", "convex", run)
+    succeed("evaluate", "--quiet", run)
+    learned = read(run, "ensemble/combination.json")
+    fold = dict(pl.read_parquet(run / "ensemble/combination_genes.parquet").iter_rows())
+    trained_on = pl.read_parquet(run / "assignments.parquet")
+    units = dict(pl.read_parquet(run / "genes.parquet").select("gene_id", "split_group").iter_rows())
+    scored = pl.read_parquet(run / "evaluation/predictions.parquet")
+    model = metabatch.load(run)
+    tried = 0
+    for gene in sorted(fold)[::4]:
+        busy = {i for i, g in trained_on.select("instance", "gene_id").iter_rows() if units[g] == units[gene]}
+        rows = data.filter(pl.col("gene_id") == gene)
+        speaks = np.array([[m.index not in busy] * rows.height for m in model.bundle.members])
+        rule = learned["crossed"][fold[gene]]
+        own = model.member_probabilities(rows.to_arrow(), speaks)
+        expected = pool(own, Combination(method="convex", weights=tuple(rule["weights"])))
+        found = scored.filter(pl.col("gene_id") == gene)["acceptor_meta"].to_numpy()
+        assert np.array_equal(found, expected[:, 2].astype(np.float32))
+        tried += 1
+    assert tried > 5
+
+
+def test_one_model_has_nothing_to_combine_and_says_so(trained: Path) -> None:
+    assert read(trained, "ensemble/bundle.json")["combination"]["note"] == "nothing to learn from: there is one member"
+    refused = start("consolidate", "--combine", "convex", trained)
+    assert refused.code == 3
+    assert "there is one member" in refused.err
+    assert (trained / "ensemble/done.json").is_file()
+    assert start("consolidate", "--combine", "best", trained).code == 2
+
+
+def test_scikit_learns_tools_take_the_loaded_model(five: Path, frame: pl.DataFrame) -> None:
+    model = metabatch.load(five)
+    check_is_fitted(model)
+    table, label = frame.select(model.feature_names).to_pandas(), frame["splice_type"].to_numpy()
+    assert model.score(table, label) == accuracy_score(label, model.predict(table))
+    assert list(model.feature_names_in_) == model.feature_names
+    found = permutation_importance(model, table.head(300), label[:300], n_repeats=1, random_state=0, scoring="accuracy")
+    assert found.importances_mean.shape == (model.n_features_in_,)
+    donors = model.one_vs_rest("donor")
+    check_is_fitted(donors)
+    display = CalibrationDisplay.from_estimator(donors, table, label == "donor", n_bins=5)
+    assert np.array_equal(display.y_prob, model.predict_proba(frame)[:, 1])
+    with pytest.raises(UsageError, match="intron"):
+        model.one_vs_rest("intron")
+    with pytest.raises(UsageError, match="cannot be fitted"):
+        model.fit(table, label)
+
+
+def test_a_pickled_model_predicts_the_same_bits(five: Path, frame: pl.DataFrame) -> None:
+    model = metabatch.load(five)
+    again = pickle.loads(pickle.dumps(model))
+    assert isinstance(again, MetaModel)
+    assert np.array_equal(again.predict_proba(frame), model.predict_proba(frame))

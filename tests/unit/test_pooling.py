@@ -1,0 +1,164 @@
+"""Members made one distribution: the plain mean, silent members, the learned rules and what they are fitted on."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from sklearn.metrics import log_loss as sk_log_loss
+
+from metabatch.ensemble.choosing import FOLDS, HonestRows, choose, learnable
+from metabatch.ensemble.combining import equal, fit_rule, log_loss, macro_ap
+from metabatch.errors import InputError
+from metabatch.models.pooling import pool
+from metabatch.options import COMBINATIONS
+from metabatch.rundir.manifests import Combination
+
+CLASSES = ("neither", "donor", "acceptor")
+
+
+def members(n: int, noise: tuple[float, ...], seed: int = 0, silent: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Members that see the truth through noise of their own; label. With `silent` each row is unknown to one member."""
+    rng = np.random.default_rng(seed)
+    label = rng.choice(3, n, p=[0.7, 0.15, 0.15])
+    truth = 2.5 * np.eye(3)[label]
+    z = np.stack([truth + rng.normal(0, s, (n, 3)) for s in noise])
+    proba = np.exp(z) / np.exp(z).sum(axis=2, keepdims=True)
+    if silent:
+        proba[np.arange(n) % len(noise), np.arange(n)] = np.nan
+    return proba, label
+
+
+def honest(proba: np.ndarray, label: np.ndarray, rows_a_gene: int = 50) -> HonestRows:
+    n = len(label)
+    gene = np.arange(n) // rows_a_gene
+    return HonestRows(
+        proba=proba, base=np.full((n, 3), np.nan), label=label, weight=np.ones(n), gene=gene, group=gene,
+        gene_names=[f"G{i}" for i in range(gene.max() + 1)], of_rows=n, of_genes=int(gene.max() + 1),
+    )  # fmt: skip
+
+
+def test_the_mean_of_all_is_the_mean_to_the_last_bit() -> None:
+    proba, _ = members(200, (1.0, 1.5, 2.0))
+    assert np.array_equal(pool(proba, equal(3)), (proba[0] + proba[1] + proba[2]) / 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 6), st.integers(0, 2**32 - 1), st.booleans())
+def test_whoever_speaks_the_result_is_a_distribution_and_silent_members_do_not_matter(
+    count: int, seed: int, stacked: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    proba = rng.dirichlet(np.ones(3), (count, 40))
+    silent = rng.random((count, 40)) < 0.4
+    rule = Combination(
+        method="stacking" if stacked else "convex", weights=tuple(rng.random(count) * (rng.random(count) < 0.7)),
+        coefficients=tuple(map(tuple, rng.normal(size=(3, 3 * count)))) if stacked else (),
+        intercept=(0.1, -0.2, 0.3) if stacked else (),
+    )  # fmt: skip
+    heard = np.where(silent[:, :, None], np.nan, proba)
+    found = pool(heard, rule)
+    nobody = silent.all(axis=0)
+    assert np.isnan(found[nobody]).all()
+    assert np.allclose(found[~nobody].sum(axis=1), 1)
+    # What a silent member would have said changes nothing, and neither do the other rows.
+    for row in np.flatnonzero(~nobody)[:3]:
+        assert np.array_equal(pool(heard[:, row : row + 1], rule)[0], found[row])
+    if not stacked:
+        w = np.array(rule.weights)
+        for row in np.flatnonzero(~nobody):
+            mine = np.where(silent[:, row], 0, w)
+            mine = np.where(silent[:, row], 0, 1.0) if mine.sum() == 0 else mine
+            assert np.allclose(found[row], mine @ np.nan_to_num(heard[:, row]) / mine.sum())
+
+
+@pytest.mark.parametrize("method", COMBINATIONS)
+def test_every_rule_gives_more_to_members_that_know_more(method: str) -> None:
+    proba, label = members(6_000, (0.8, 0.9, 6.0, 6.5), silent=True)
+    weight = np.ones(len(label))
+    rule = fit_rule(method, proba, label, weight)  # type: ignore[arg-type]
+    new, truth = members(6_000, (0.8, 0.9, 6.0, 6.5), seed=1)
+    ap = macro_ap(pool(new, rule), truth, weight)
+    mean = macro_ap(pool(new, equal(4)), truth, weight)
+    assert rule.method == method
+    assert msgspec.json.decode(msgspec.json.encode(rule), type=Combination) == rule
+    if method in ("mean", "logit-mean"):  # all count alike: one that is sure and wrong spoils a mean of logits
+        assert len(set(rule.weights)) == 1
+        return
+    if method == "hierarchical":  # groups of members whose errors go together, not members, are weighted
+        assert ap > mean - 0.02
+        return
+    assert ap > mean + 0.02
+    if method != "stacking":
+        assert min(rule.weights[:2]) > max(rule.weights[2:])
+
+
+def test_convex_weights_minimise_the_log_loss() -> None:
+    proba, label = members(2_000, (1.0, 1.2, 3.0), silent=True)
+    weight = np.random.default_rng(3).integers(1, 5, len(label)).astype(float)
+    best = fit_rule("convex", proba, label, weight)
+    least = log_loss(pool(proba, best), label, weight)
+    assert sum(best.weights) == pytest.approx(1)
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        near = np.clip(np.array(best.weights) + rng.normal(0, 0.03, 3), 0, None)
+        other = Combination(method="convex", weights=tuple(near))
+        assert log_loss(pool(proba, other), label, weight) >= least - 1e-8
+
+
+def test_stacking_is_scikit_learns_multinomial_regression() -> None:
+    proba, label = members(1_500, (1.0, 2.0))
+    logs = np.log(proba)
+    x = (logs - logs.mean(axis=2, keepdims=True)).transpose(1, 0, 2).reshape(1_500, -1)
+    model = LogisticRegression(C=1.0, max_iter=1000, tol=1e-6).fit(x, label)
+    found = pool(proba, fit_rule("stacking", proba, label, np.ones(1_500)))
+    assert np.allclose(found, model.predict_proba(x), atol=1e-4)
+
+
+def test_metrics_of_the_choice_are_scikit_learns() -> None:
+    proba, label = members(800, (1.0,))
+    weight = np.random.default_rng(0).integers(1, 9, 800).astype(float)
+    expected = np.mean([average_precision_score(label == c, proba[0][:, c], sample_weight=weight) for c in range(3)])
+    assert macro_ap(proba[0], label, weight) == pytest.approx(expected)
+    assert log_loss(proba[0], label, weight) == pytest.approx(sk_log_loss(label, proba[0], sample_weight=weight))
+
+
+def test_auto_keeps_the_mean_of_equals_and_leaves_it_where_a_member_knows_nothing() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.dirichlet((2, 0.5, 0.5), 6_000)
+    label = (rng.random((6_000, 1)) > truth.cumsum(axis=1)).sum(axis=1)
+    alike = truth * rng.uniform(0.9, 1.1, (4, 6_000, 3))
+    even = choose(honest(alike / alike.sum(axis=2, keepdims=True), label), CLASSES, "auto", 42)
+    assert even.rule.method == "mean"
+    assert [line["method"] for line in even.judged] == list(COMBINATIONS)
+    uneven = choose(honest(*members(6_000, (1.0, 1.0, 9.0, 9.0), silent=True)), CLASSES, "auto", 42)
+    taken = next(line for line in uneven.judged if line["taken"])
+    assert uneven.rule.method == taken["method"] != "mean"
+    assert taken["difference_ci95"][0] > 0
+
+
+def test_no_row_is_combined_by_a_rule_that_saw_its_gene() -> None:
+    rows = honest(*members(3_000, (1.0, 2.0, 4.0), silent=True))
+    choice = choose(rows, CLASSES, "convex", 42)
+    assert set(choice.fold) == set(range(FOLDS))
+    assert all(len(set(choice.fold[rows.gene == g])) == 1 for g in np.unique(rows.gene))
+    for number, rule in enumerate(choice.crossed):
+        others, here = choice.fold != number, choice.fold == number
+        again = fit_rule("convex", rows.proba[:, others], rows.label[others], rows.weight[others])
+        assert again.weights == rule.weights
+        assert np.array_equal(choice.pooled[here], pool(rows.proba[:, here], rule))
+
+
+def test_where_nothing_can_be_learned_auto_says_why_and_a_rule_asked_for_is_refused() -> None:
+    proba, label = members(1_000, (1.0, 1.0), silent=True)  # two members, each row known to one
+    rows = honest(proba, label)
+    assert "left out by two" in str(learnable(rows))
+    choice = choose(rows, CLASSES, "auto", 42)
+    assert choice.rule.method == "mean"
+    assert "nothing to learn from" in choice.rule.note
+    with pytest.raises(InputError, match="stacking cannot be learned"):
+        choose(rows, CLASSES, "stacking", 42)
