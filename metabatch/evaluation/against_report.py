@@ -64,13 +64,14 @@ def tables(comparison: dict[str, Any]) -> list[Shown]:
         ),
         Shown(
             title="Cost",
-            columns=("run", "strategy", "members", "trees", "genes trained on", "training, s", "CPU, s", "peak, MiB",
-                     "of it anonymous", "--mem, MB", "models, MiB", "rows scored a second"),
+            columns=("run", "strategy", "members", "trees", "genes", "training, s", "CPU, s", "peak, MiB",
+                     "anonymous", "--mem, MB", "models, MiB", "rows/s"),
             kinds=("text", "text", "count", "count", "count", "count", "count", "count", "count", "count", "number",
                    "count"),
             rows=tuple(_cost(r) for r in comparison["runs"]),
             note="Seconds: of all instances together, without their analyses. Peak: the highest of one instance, for "
-                 "external memory without mapped pages; anonymous memory is counted alike for all. Models: on disk.",
+                 "external memory without mapped pages; anonymous memory is counted alike for all. Genes: trained on. "
+                 "Models: on disk. Rows/s: of evaluate, by all members.",
         ),
     ]  # fmt: skip
 
