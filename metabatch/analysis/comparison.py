@@ -38,9 +38,9 @@ def compare(
     """
     classes = plan.columns.classes
     genes = len(rows.gene_names)
-    draws = _draws(rows, plan.seed, resamples)
+    draws = draw_groups(rows, plan.seed, resamples)
     meta = all_metrics(rows.meta, rows.label, rows.weight, classes)
-    base = _base_metrics(rows, classes)
+    base = base_metrics(rows, classes)
     result: dict[str, Any] = {
         "base": base["classes"], "base_missing": _base_missing(rows, plan),
         "meta": meta["classes"], "members": {}, "difference": {},
@@ -85,7 +85,8 @@ def _member_metrics(own: pl.DataFrame, rows: ScoredRows, plan: Plan, draws: np.n
     return dict(found)
 
 
-def _base_metrics(rows: ScoredRows, classes: tuple[str, ...]) -> dict[str, Any]:
+def base_metrics(rows: ScoredRows, classes: tuple[str, ...]) -> dict[str, Any]:
+    """As `all_metrics`, of the base scores; classes without one in every row are left out."""
     known = rows.base[~np.isnan(rows.base)]
     probability = bool(known.size) and bool(((known >= 0) & (known <= 1)).all())
     return all_metrics(rows.base, rows.label, rows.weight, classes, probability=probability)
@@ -101,7 +102,8 @@ def _rest(metrics: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in metrics.items() if k != "classes"}
 
 
-def _draws(rows: ScoredRows, seed: int, most: int) -> np.ndarray:
+def draw_groups(rows: ScoredRows, seed: int, most: int = _MOST_RESAMPLES) -> np.ndarray:
+    """How often each resampling unit is drawn, shape (resamples, groups); fewer resamples of very many rows."""
     groups = int(rows.group.max()) + 1
     resamples = min(most, max(_LEAST_RESAMPLES, _ROW_DRAWS // max(1, len(rows.label))))
     return group_multiplicities(groups, resamples, seed)

@@ -149,6 +149,14 @@ def evaluation_text(metrics: dict[str, Any], report: Path) -> str:
     )
 
 
+def against_text(
+    lines: Sequence[str], shown: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]], answer: str, report: Path
+) -> str:  # fmt: skip
+    """Runs side by side: what was compared, the tables (title, heads, rows of cells), the recommendation."""
+    parts = [part for title, head, rows in shown for part in ("", title, table(head, rows))]
+    return "\n".join([*lines, *parts, "", answer, f"report: {report}"])
+
+
 def inspection_text(found: Inspection) -> str:
     lines = [
         f"{found.path}: {len(found.shards)} shard(s), {found.bytes / 2**20:,.1f} MB",

@@ -83,5 +83,5 @@ def _refuse_while_training(run: RunDir) -> None:
 def discard_plan(run: RunDir) -> None:
     """Invalidate everything made under the plan being replaced: markers first, so that nothing half-old counts."""
     run.plan.unlink(missing_ok=True)
-    for stage in (run.ensemble, run.evaluation, *run.instances.glob("*")):
+    for stage in (run.ensemble, run.evaluation, run.against, *run.instances.glob("*")):
         (stage / MARKER).unlink(missing_ok=True)

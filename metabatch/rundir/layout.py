@@ -25,7 +25,7 @@ _OURS = {
     "leakage.parquet",
     "submissions.jsonl",
 }
-_STAGES = {"instances", "ensemble", "evaluation", "logs"}
+_STAGES = {"instances", "ensemble", "evaluation", "against", "logs"}
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,10 @@ class RunDir:
     @property
     def evaluation(self) -> Path:
         return self.root / "evaluation"
+
+    @property
+    def against(self) -> Path:
+        return self.root / "against"
 
     def instance(self, index: int) -> InstanceDir:
         return InstanceDir(self.instances / f"{index:02d}", index)
