@@ -34,7 +34,7 @@ from metabatch.rundir.publish import attempt_folder, sha256_file
 from metabatch.rundir.tables import instance_genes, read_features
 
 # Among the marker's inputs: what was asked for, beside what it was made from.
-COMBINE = "combine"
+_COMBINE = "combine"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def consolidate(run: RunDir, *, combine: CombineOption | None = None, force: boo
     plan = open_plan(run)
     dones = check_instances(run, plan)
     asked = combine or plan.options.combine
-    inputs = instance_markers(run, plan) | {COMBINE: asked}
+    inputs = instance_markers(run, plan) | {_COMBINE: asked}
     if not force and _is_current(run, plan, inputs):
         tidy(run.ensemble)
         return ConsolidateResult(len(dones), _trained(run), _rule(run), already=True)
@@ -100,6 +100,11 @@ def _copy(source: Path, target: Path) -> None:
 def instance_markers(run: RunDir, plan: Plan) -> dict[str, str]:
     """sha256 of every instance's marker: what an ensemble was made from."""
     return {f"instances/{p.index:02d}": sha256_file(run.instance(p.index).root / MARKER) for p in plan.instances}
+
+
+def is_of_instances(inputs: dict[str, str], run: RunDir, plan: Plan) -> bool:
+    """Whether an ensemble whose marker names `inputs` was made from the instances that are in the run now."""
+    return {name: value for name, value in inputs.items() if name != _COMBINE} == instance_markers(run, plan)
 
 
 def check_instances(run: RunDir, plan: Plan) -> dict[int, Done]:

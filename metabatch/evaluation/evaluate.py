@@ -16,7 +16,7 @@ from metabatch.analysis.scored import load_out_of_fold, load_scored, resampling_
 from metabatch.data.shards import verify_unchanged
 from metabatch.ensemble.bundle import load_bundle
 from metabatch.ensemble.combination import read_combination
-from metabatch.ensemble.consolidate import COMBINE, check_instances, instance_markers
+from metabatch.ensemble.consolidate import check_instances, is_of_instances
 from metabatch.errors import InputError
 from metabatch.evaluation.honest import score
 from metabatch.evaluation.report import render
@@ -56,7 +56,7 @@ def evaluate(run: RunDir, *, threads: int | None = None, force: bool = False) ->
         tidy(run.evaluation)
         return EvaluateResult(read_metrics(run), report, already=True)
     check_instances(run, plan)  # their out-of-fold scores and accounts are read
-    if instance_markers(run, plan) != {name: value for name, value in made_from.items() if name != COMBINE}:
+    if not is_of_instances(made_from, run, plan):
         raise InputError(
             "the ensemble was made from other instances than those now in the run",
             where=str(run.ensemble),

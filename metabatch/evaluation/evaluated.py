@@ -13,7 +13,7 @@ import polars as pl
 import xgboost as xgb
 
 from metabatch.ensemble.bundle import BUNDLE_FILE
-from metabatch.ensemble.consolidate import check_instances, instance_markers
+from metabatch.ensemble.consolidate import check_instances, is_of_instances
 from metabatch.errors import InputError
 from metabatch.evaluation.evaluate import read_metrics
 from metabatch.resources.usage import ResourceUsage
@@ -80,7 +80,7 @@ def _open(run: RunDir, name: str) -> Evaluated:
             next_step=evaluate,
         )
     check_instances(run, plan)  # their accounts are read
-    if ensemble.inputs != instance_markers(run, plan):
+    if not is_of_instances(ensemble.inputs, run, plan):
         raise InputError(
             "the ensemble was made from other instances than those now in the run",
             where=str(run.ensemble),
