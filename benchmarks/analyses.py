@@ -9,7 +9,7 @@ from pathlib import Path
 
 from runs import make_plan, train
 
-TREES = 100
+TREES = 200
 _TRAINING = ("rows", "matrix", "cross-validation", "final-models", "calibration", "write", "metrics")
 
 
