@@ -23,7 +23,9 @@ from pathlib import Path
 import psutil
 from analyses import analyses_table
 from checkpoints import checkpoints_table
+from ensembles import ensembles_lines
 from growth import SIZES, growth_table
+from inference import inference_table, make_data
 from limits import ladder_lines, limits_table, sample_lines
 from memory_law import law_table
 from peers import PEERS, peers_table
@@ -40,6 +42,8 @@ TITLES = {
     "sample": "Rows read for ten sampled genes",
     "checkpoints": "What checkpoints cost",
     "analyses": "What the analyses of a 1,500-gene instance cost",
+    "ensembles": "One model, members, combinations and the student on genes none of them saw",
+    "inference": "Prediction: rows a second",
 }
 
 
@@ -99,6 +103,8 @@ def main() -> None:
             "sample": lambda: sample_lines(table(REFERENCE_GENES), place),
             "checkpoints": lambda: checkpoints_table(table(500), place),
             "analyses": lambda: analyses_table(table(1500), place),
+            "ensembles": lambda: ensembles_lines(place),
+            "inference": lambda: inference_table(make_data(place), place),
         }
         for section in given.sections.split(","):
             lines = [f"{machine()}.", ""]

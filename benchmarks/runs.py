@@ -31,10 +31,9 @@ class Trained:
 
 
 def make_plan(data: Path, run: Path, *words: str) -> dict[str, Any]:
-    """`plan` without a holdout, without early stopping and, unless asked for, without analyses; plan.json."""
-    fixed = ["--holdout-fraction", "0", "--early-stopping-patience", "0"]
-    if "--analyses" not in words:
-        fixed += ["--analyses", "none"]
+    """`plan` without a holdout, without early stopping and without analyses, unless asked for; plan.json."""
+    usual = {"--holdout-fraction": "0", "--early-stopping-patience": "0", "--analyses": "none"}
+    fixed = [word for option, value in usual.items() if option not in words for word in (option, value)]
     _run([ROOT / "bin/plan", "--quiet", *fixed, *words, data, run], run.parent)
     return json.loads((run / "plan.json").read_text())
 
