@@ -48,7 +48,9 @@ def tsv_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], N
 @contextlib.contextmanager
 def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
     """A part as parquet, with the metadata of `schema`."""
-    with named(path), pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    # Dictionaries of scores take five times the time of writing, and save nothing.
+    text = [f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_dictionary(f.type)]
+    with named(path), pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=text) as writer:
         yield lambda table: writer.write_table(table) if table.num_rows else None
 
 
