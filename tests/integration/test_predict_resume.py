@@ -1,4 +1,4 @@
-"""A prediction that was killed or stopped goes on with its finished parts, to the same bytes, and leaves nothing over."""
+"""A prediction that was killed or stopped goes on with its finished parts, to the same bytes; nothing is left over."""
 
 from __future__ import annotations
 
