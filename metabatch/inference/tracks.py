@@ -30,8 +30,8 @@ from metabatch.rundir.publish import named
 
 log = logging.getLogger(__name__)
 # Positions counted together, rows of a window, and most windows (of more rows each, where there are more).
-_BLOCK, _WINDOW_ROWS, _MOST_WINDOWS = 1 << 16, 1 << 20, 512
-_BATCH_ROWS = 1 << 18
+_BLOCK, _WINDOW_ROWS, _MOST_WINDOWS = 1 << 16, 1 << 18, 512
+_BATCH_ROWS = 1 << 16
 # Value of a strand column -> code; anything else is _UNSTRANDED.
 _STRANDS, _UNSTRANDED = {"+": 0, "-": 1}, 2
 _STRAND_NAMES = ("plus", "minus", "unstranded")

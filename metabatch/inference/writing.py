@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 from metabatch.rundir.publish import named
 
 _GZIP_LEVEL = 6
+# Rows held as text.
+_TEXT_ROWS = 1 << 14
 
 
 @contextlib.contextmanager
@@ -30,9 +32,10 @@ def gzip_file(path: Path) -> Iterator[Callable[[pl.DataFrame], None]]:
     ):
 
         def write(frame: pl.DataFrame) -> None:
-            text = io.BytesIO()
-            frame.write_csv(text, separator="\t", include_header=False)
-            handle.write(text.getbuffer())
+            for piece in frame.iter_slices(_TEXT_ROWS):
+                text = io.BytesIO()
+                piece.write_csv(text, separator="\t", include_header=False)
+                handle.write(text.getbuffer())
 
         yield write
 
