@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from metabatch.commands._cli import COMMON, EXIT_CODES, Arguments, Text, run_command
 from metabatch.commands.train_instance import thread_count
+from metabatch.errors import UsageError
+from metabatch.inference.request import UNCERTAIN_HIGH, UNCERTAIN_LOW, Request
 from metabatch.inference.stream import predict
 
 USAGE = f"""Predict on parquet of any size, in bounded memory.
@@ -15,10 +19,24 @@ Usage:
   predict [options] MODEL DATA OUT
 
 MODEL is a run directory, its ensemble folder or a copy of that folder; DATA a parquet file or folder;
-OUT a new folder for the parquet parts: id columns, CLASS_score (base) where it is there, CLASS_meta, and CLASS_call
-where the model has a threshold for the class.
+OUT a new folder for the parts: id columns, CLASS_score (base) where it is there, CLASS_meta, and CLASS_call
+where the model has a threshold for the class. Interrupted, the same command goes on with the parts that were finished.
 
 Options:
+  --mode NAME             meta_only: the meta-model scores every row. hybrid: it is asked only where the base model is
+                          uncertain, elsewhere the base score stands; CLASS_hybrid is the final one. base_only: base
+                          scores alone, no features needed, no calls [default: meta_only].
+  --uncertain-low X       The base model is uncertain where its highest score of a class but the background
+                          (neither, else the first) is at least this (default: {UNCERTAIN_LOW:g}) …
+  --uncertain-high X      … and below this (default: {UNCERTAIN_HIGH:g}), and where a base score is missing.
+  --coverage NAME         complete: every row; selective: the uncertain ones only [default: complete].
+  --columns LIST          Further columns of DATA for the output, separated by commas.
+  --format NAME           parquet; tsv (gzip); bedgraph: beside the parquet parts a track a class but the background,
+                          and a strand if there is a strand column, for genome browsers [default: parquet].
+  --position-base N       Number of the first position of a chromosome in DATA, 0 or 1 (default: 1; bedgraph only).
+  --chrom-column NAME     Where the tracks' chromosome stands (default: the model's chromosome column, or chrom).
+  --position-column NAME  Where their position stands (default: position).
+  --strand-column NAME    Where their strand (+ or -) stands (default: strand if there).
   --fill-missing-kmers    Count k-mer columns that DATA lacks as 0.
   --threads N             Threads (default: the CPUs this process may use).
 {COMMON}
@@ -28,11 +46,33 @@ Options:
 def action(arguments: Arguments) -> Text:
     out = Path(arguments["OUT"])
     result = predict(
-        arguments["MODEL"], arguments["DATA"], out, fill_missing_kmers=arguments["--fill-missing-kmers"],
-        threads=thread_count(arguments), force=arguments["--force"],
+        arguments["MODEL"], arguments["DATA"], out, request_of(arguments),
+        fill_missing_kmers=arguments["--fill-missing-kmers"], threads=thread_count(arguments),
+        force=arguments["--force"],
     )  # fmt: skip
     head = "already predicted, nothing was changed: " if result.already else ""
-    return Text(f"{head}{result.rows:,} rows in {result.parts} part(s) in {out}", result)
+    kept = f", {result.kept_parts} of them kept from an interrupted attempt" if result.kept_parts else ""
+    return Text(f"{head}{result.rows:,} rows in {result.parts} part(s) in {out}{kept}", result)
+
+
+def request_of(arguments: Arguments) -> Request:
+    """The options as `Request`."""
+    kinds: dict[str, Callable[[str], Any]] = {
+        "uncertain_low": float, "uncertain_high": float, "position_base": int, "columns": _names
+    }  # fmt: skip
+    given = {}
+    for field in Request.__struct_fields__:
+        option = f"--{field.replace('_', '-')}"
+        if arguments[option] is not None:
+            try:
+                given[field] = kinds.get(field, str)(arguments[option])
+            except ValueError:
+                raise UsageError(f"{option} {arguments[option]} cannot be used", expected="a number") from None
+    return Request(**given)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def main() -> int:

@@ -56,31 +56,32 @@ class Reader:
     count: RowCount = field(default_factory=RowCount)
 
     def __iter__(self) -> Iterator[pa.Table]:
-        for piece in self.pieces:
-            yield from self._read(piece)
+        for file, pieces in itertools.groupby(self.pieces, lambda piece: piece.file):
+            with open_parquet(file) as parquet:
+                for piece in pieces:
+                    yield from self._read(parquet, piece)
 
-    def _read(self, piece: Piece) -> Iterator[pa.Table]:
-        with open_parquet(piece.file) as parquet:
-            present = set(parquet.schema_arrow.names)
-            columns = [c for c in dict.fromkeys((*self.columns, self.group_column)) if c in present]
-            try:
-                for table in self._tables(parquet, piece.row_group, columns):
-                    self.count.read += table.num_rows
-                    wanted = table
-                    if piece.genes is not None:
-                        wanted = table.filter(pc.is_in(as_text(table.column(self.group_column)), piece.genes))
-                    self.count.asked += wanted.num_rows
-                    for start in range(0, wanted.num_rows, self.rows_at_once):
-                        yield wanted.slice(start, self.rows_at_once)
-                    del table, wanted  # before the next one is decoded
-            except MemoryError:  # Arrow's own is an ArrowException too
-                raise
-            except (pa.ArrowException, OSError) as error:
-                raise InputError(
-                    f"{piece.file.name} is damaged: {str(error).splitlines()[0]}",
-                    where=f"{piece.file}, row group {piece.row_group}",
-                    next_step="write the file again",
-                ) from None
+    def _read(self, parquet: pq.ParquetFile, piece: Piece) -> Iterator[pa.Table]:
+        present = set(parquet.schema_arrow.names)
+        columns = [c for c in dict.fromkeys((*self.columns, self.group_column)) if c in present]
+        try:
+            for table in self._tables(parquet, piece.row_group, columns):
+                self.count.read += table.num_rows
+                wanted = table
+                if piece.genes is not None:
+                    wanted = table.filter(pc.is_in(as_text(table.column(self.group_column)), piece.genes))
+                self.count.asked += wanted.num_rows
+                for start in range(0, wanted.num_rows, self.rows_at_once):
+                    yield wanted.slice(start, self.rows_at_once)
+                del table, wanted  # before the next one is decoded
+        except MemoryError:  # Arrow's own is an ArrowException too
+            raise
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"{piece.file.name} is damaged: {str(error).splitlines()[0]}",
+                where=f"{piece.file}, row group {piece.row_group}",
+                next_step="write the file again",
+            ) from None
 
     def _tables(self, parquet: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[pa.Table]:
         if parquet.metadata.row_group(group).num_rows <= max(self.rows_at_once, WHOLE_GROUP_ROWS):

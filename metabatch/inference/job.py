@@ -1,0 +1,145 @@
+"""What a prediction comes to: model and data looked at, columns and parts decided, nothing written yet."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import pyarrow as pa
+import xgboost as xgb
+
+from metabatch import __version__
+from metabatch.data.schema import ColumnInfo, union_schema
+from metabatch.data.shards import find_parquet, open_parquet
+from metabatch.ensemble.bundle import BUNDLE_FILE, find_bundle, load_bundle
+from metabatch.ensemble.estimator import MetaModel
+from metabatch.errors import InputError
+from metabatch.inference.modes import Output, plan_output
+from metabatch.inference.parts import Part, cut
+from metabatch.inference.request import Request
+from metabatch.inference.tracks import Places, find_places
+from metabatch.rundir.fingerprint import hash_texts
+from metabatch.rundir.manifests import Bundle, load, to_json
+from metabatch.rundir.markers import MARKER, check_stage
+from metabatch.rundir.publish import sha256_file
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done. `fingerprint`: of all that decides the output; `key`: of what decides the parts."""
+
+    output: Output
+    estimator: MetaModel | None
+    parts: list[Part]
+    places: Places | None
+    inputs: dict[str, str]
+    metadata: dict[str, str]
+    fingerprint: str
+    key: str
+
+    def name(self, part: Part) -> str:
+        return f"{part.stem}.{'tsv.gz' if self.output.request.format == 'tsv' else 'parquet'}"
+
+    def schema(self, part: Part) -> pa.Schema:
+        """Of the part's file, with where it comes from in the metadata."""
+        own = {"source": part.file.name, "row_groups": f"{part.first}-{part.last}"}
+        return self.output.schema.with_metadata(self.metadata | own)
+
+
+def plan_prediction(
+    model: str | os.PathLike[str], data: str | os.PathLike[str], request: Request, *, fill_missing_kmers: bool,
+    threads: int | None, part_rows: int,
+) -> Job:  # fmt: skip
+    """Look at model and data, and refuse what cannot be predicted."""
+    folder = find_bundle(model)
+    bundle = load(folder / BUNDLE_FILE, Bundle)
+    files = find_parquet(data)
+    schema = union_schema(files)
+    places = find_places(request, bundle, schema) if request.format == "bedgraph" else None
+    further = _further_types(files, request.columns, str(data))
+    if places is not None:  # the tracks are made from the parts
+        ids = {bundle.columns.group, *bundle.columns.ids}
+        more = [c for c in places.columns if c not in ids and c not in further]
+        further |= _further_types(files, more, str(data))
+    output = plan_output(bundle, schema, further, request, str(data))
+    estimator = None
+    if output.asks:
+        estimator = load_bundle(model, fill_missing_kmers=fill_missing_kmers, threads=threads)
+        estimator.check_columns(list(schema), where=str(data))
+        _check_types(estimator, schema, str(data))
+        if not bundle.thresholds:
+            log.info("the model has no thresholds (no out-of-fold scores): CLASS_call is not written")
+    else:
+        check_stage(folder, stage="consolidate", fingerprint=bundle.fingerprint)
+    if bundle.columns.group not in schema:
+        log.warning("the data has no column %s: the predictions are written without it", bundle.columns.group)
+    _check_format(output)
+    inputs = {"model": sha256_file(folder / MARKER)} | {f.name: sha256_file(f) for f in files}
+    decided = [bundle.fingerprint, *(f"{k} {v}" for k, v in sorted(inputs.items())), f"part_rows {part_rows}"]
+    of_parts = msgspec.structs.replace(
+        request, format="tsv" if request.format == "tsv" else "parquet", position_base=None, chrom_column=None,
+        position_column=None, strand_column=None,
+    )  # fmt: skip
+    made_by = [f"metabatch {__version__}", f"xgboost {xgb.__version__}", f"pyarrow {pa.__version__}"]
+    return Job(
+        output=output,
+        estimator=estimator,
+        parts=cut(files, part_rows),
+        places=places,
+        inputs=inputs,
+        metadata=_provenance(output, inputs["model"]),
+        fingerprint=hash_texts([*decided, to_json(request).decode()]),
+        key=hash_texts([*decided, to_json(of_parts).decode(), output.schema.to_string(), *made_by]),
+    )
+
+
+def _further_types(files: Sequence[Path], names: Sequence[str], where: str) -> dict[str, pa.DataType]:
+    """The type of each of `names` that holds its values of every file; the data's own where all files agree."""
+    schemas = []
+    for file in files if names else ():
+        with open_parquet(file) as parquet:
+            there = parquet.schema_arrow
+        schemas.append(pa.schema([there.field(n).remove_metadata() for n in names if n in there.names]))
+    try:
+        together = pa.unify_schemas(schemas, promote_options="permissive") if schemas else pa.schema([])
+    except pa.ArrowException as error:
+        raise InputError(
+            f"a column of --columns has types that do not go together: {str(error).splitlines()[0]}",
+            expected="the same kind of values in every file",
+            where=where,
+        ) from None
+    for name in names:
+        if name not in together.names:
+            raise InputError(f"the data has no column {name}", expected="the columns named by --columns", where=where)
+    return {name: together.field(name).type for name in names}
+
+
+def _check_types(estimator: MetaModel, schema: Mapping[str, ColumnInfo], where: str) -> None:
+    for name in estimator.feature_names:
+        if name in schema and schema[name].dtype is None and schema[name].arrow_type != "null":
+            raise InputError(f"column {name} holds {schema[name].arrow_type}", expected="numbers", where=where)
+
+
+def _check_format(output: Output) -> None:
+    for name, kind in output.further.items() if output.request.format == "tsv" else ():
+        if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            raise InputError(f"column {name} holds {kind}", expected="numbers, text or times with --format tsv")
+
+
+def _provenance(output: Output, model_sha256: str) -> dict[str, str]:
+    """What stands in the metadata of every parquet part; of the part itself: `Job.schema`."""
+    zone = output.request.zone
+    return {
+        "metabatch_version": __version__,
+        "model_fingerprint": output.bundle.fingerprint,
+        "model_sha256": model_sha256,
+        "combination": output.bundle.combination.method,
+        "mode": output.request.mode,
+        "coverage": output.request.coverage,
+    } | ({} if zone is None else {"uncertain_low": str(zone[0]), "uncertain_high": str(zone[1])})
