@@ -56,10 +56,15 @@ class Reader:
     count: RowCount = field(default_factory=RowCount)
 
     def __iter__(self) -> Iterator[pa.Table]:
+        for _, tables in self.by_piece():
+            yield from tables
+
+    def by_piece(self) -> Iterator[tuple[Piece, Iterator[pa.Table]]]:
+        """Every piece with its tables, which are to be used up before the next; a file's footer is read once a run."""
         for file, pieces in itertools.groupby(self.pieces, lambda piece: piece.file):
             with open_parquet(file) as parquet:
                 for piece in pieces:
-                    yield from self._read(parquet, piece)
+                    yield piece, self._read(parquet, piece)
 
     def _read(self, parquet: pq.ParquetFile, piece: Piece) -> Iterator[pa.Table]:
         present = set(parquet.schema_arrow.names)

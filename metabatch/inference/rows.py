@@ -7,6 +7,7 @@ same for one row as for a thousand.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
@@ -80,28 +81,43 @@ def _batches(
     output: Output, base: BaseScores, features: Sequence[str], pieces: Sequence[Piece], where: str
 ) -> Iterator[_Batch]:
     """The row groups, with the features of uncertain rows."""
-    for piece in pieces:
-        if base.zone is not None:
-            rows, found = _look(base, piece, where)
-            if not found and output.request.selective:
-                yield _Batch(rows)
-                continue
-            if found and features:
-                for table in Reader([piece], [*output.narrow, *features], output.bundle.columns.group):
-                    yield _batch(output, base, table, set(features), where)
-                continue
-        for table in Reader([piece], output.narrow, output.bundle.columns.group, _NARROW_ROWS):
+    group = output.bundle.columns.group
+    if base.zone is None:
+        for table in Reader(pieces, output.narrow, group, _NARROW_ROWS):
             yield _batch(output, base, table, set(), where)
+        return
+    looked = [_look(base, piece, tables, where) for piece, tables in _scores(base, pieces)]
+    for found, run in itertools.groupby(looked, lambda seen: seen.uncertain):
+        if not found and output.request.selective:
+            yield _Batch(sum(seen.rows for seen in run))
+        elif found and features:
+            for table in Reader([seen.piece for seen in run], [*output.narrow, *features], group):
+                yield _batch(output, base, table, set(features), where)
+        else:
+            for table in Reader([seen.piece for seen in run], output.narrow, group, _NARROW_ROWS):
+                yield _batch(output, base, table, set(), where)
 
 
-def _look(base: BaseScores, piece: Piece, where: str) -> tuple[int, bool]:
-    """Rows of a row group, and whether the base model is uncertain of any; from the base scores alone."""
-    rows, found = 0, False
+@dataclass(frozen=True)
+class _Seen:
+    """A row group of which the base scores were read: its rows, and whether the base model is uncertain of any."""
+
+    piece: Piece
+    rows: int
+    uncertain: bool
+
+
+def _scores(base: BaseScores, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Iterator[pa.Table]]]:
     columns = list(base.columns.values())
-    for table in Reader([piece], columns, columns[0], _NARROW_ROWS):
+    return Reader(pieces, columns, columns[0], _NARROW_ROWS).by_piece()
+
+
+def _look(base: BaseScores, piece: Piece, tables: Iterator[pa.Table], where: str) -> _Seen:
+    rows, found = 0, False
+    for table in tables:
         rows += table.num_rows
         found = found or bool(np.any(base.uncertain(base.read(table, where))))
-    return rows, found
+    return _Seen(piece, rows, found)
 
 
 def _batch(output: Output, base: BaseScores, table: pa.Table, features: Set[str], where: str) -> _Batch:
