@@ -9,7 +9,19 @@ import polars as pl
 from metabatch.data.partition import partition, seeded_rank, sizes_of, units_of
 from metabatch.errors import InputError
 from metabatch.options import Options
+from metabatch.planning.student import Student
 from metabatch.rundir.manifests import Columns
+
+
+def planned_genes(
+    genes: pl.DataFrame, columns: Columns, options: Options, student: Student | None
+) -> tuple[pl.DataFrame, pl.Series, str]:
+    """The genes of the plan, which of them are held out (bool), and how: the teacher's for a student."""
+    if student is not None:
+        return student.genes_of(genes)
+    if options.sample_genes is not None:
+        genes = draw_sample(genes, columns, options.sample_genes, options.seed)
+    return genes, *choose_holdout(genes, columns, options)
 
 
 def draw_sample(genes: pl.DataFrame, columns: Columns, number: int, seed: int) -> pl.DataFrame:

@@ -24,13 +24,14 @@ from metabatch.options import Options, validate
 from metabatch.planning.allocation import Allocation
 from metabatch.planning.decision import decide
 from metabatch.planning.existing import existing_plan
-from metabatch.planning.holdout import choose_holdout, draw_sample
+from metabatch.planning.holdout import planned_genes
 from metabatch.planning.learning import learned_law
 from metabatch.planning.memory import largest_group, memory_law, room_per_cell
 from metabatch.planning.probing import run_probe
 from metabatch.planning.profiles import apply_profile, tier_of
 from metabatch.planning.screening import screen_leaks
 from metabatch.planning.strategies import DEFAULT_CAP_GB, GIB, Choice
+from metabatch.planning.student import Student
 from metabatch.planning.writing import Decided, write_plan
 from metabatch.resources.law import MemoryLaw
 from metabatch.resources.limits import cpu_count, memory_limits
@@ -59,8 +60,9 @@ class PlanResult:
 
 
 def make_plan(
-    dataset: Path, run: RunDir, options: Options, explicit: Collection[str] = (), *, force: bool = False
-) -> PlanResult:
+    dataset: Path, run: RunDir, options: Options, explicit: Collection[str] = (), *, force: bool = False,
+    student: Student | None = None,
+) -> PlanResult:  # fmt: skip
     """Decide everything and write the run directory; plan.json comes last.
 
     Parameters
@@ -69,6 +71,8 @@ def make_plan(
         Option fields the user gave (they win over a profile).
     force : bool
         Replace another plan in `run`, and discard what was trained under it.
+    student : Student, optional
+        Plan one model to be trained on a teacher's soft labels, with its genes and features.
 
     Raises
     ------
@@ -79,7 +83,8 @@ def make_plan(
     budget, memory = decide_budget(options)
     place = dataset.resolve()
     shards = scan_shards(place)
-    existing = existing_plan(run, options, explicit, shards, force=force)
+    teacher = None if student is None else student.teacher
+    existing = existing_plan(run, options, explicit, shards, force=force, teacher=teacher)
     if existing is not None:
         tidy(run.root)
         return PlanResult(existing, already=True)
@@ -92,10 +97,9 @@ def make_plan(
     columns = resolve_columns(schema, options)
     candidates, excluded = classify(schema, columns, options)
     index = build_index(files, [s.row_groups for s in shards], columns)
-    genes = index.genes
-    if options.sample_genes is not None:
-        genes = draw_sample(genes, columns, options.sample_genes, options.seed)
-    held, how = choose_holdout(genes, columns, options)
+    if student is not None:
+        candidates, excluded = student.without_excluded(candidates, excluded)
+    genes, held, how = planned_genes(index.genes, columns, options, student)
     training = genes.filter(~held)
     problems = _training_problems(training, columns, options)
     screened = screen_leaks(training, index.segments, files, candidates, excluded, columns, options)
@@ -108,7 +112,13 @@ def make_plan(
         Wish(options.missing_policy == "native", _rooms(training, len(candidates), options, budget)),
     )  # fmt: skip
     log.info("feature scan: %s rows read for %s asked", f"{count.read:,}", f"{count.asked:,}")
-    warnings = [*index.warnings, *screened.warnings, *notes, *problems]
+    warnings = [
+        *index.warnings,
+        *screened.warnings,
+        *notes,
+        *problems,
+        *([] if student is None else student.warnings()),
+    ]
     booster = _booster(columns)
     group = largest_group(files, features)
     probe, unprobed = run_probe(
@@ -119,10 +129,10 @@ def make_plan(
         warnings.append(unprobed)
 
     def law_of(chosen: Options) -> MemoryLaw:
-        law = memory_law(features, chosen, len(columns.classes), group, probe)
+        law = memory_law(features, chosen, len(columns.classes), group, probe, soft=student is not None)
         return law if chosen.learn_from is None else learned_law(law, chosen.learn_from, shards, chosen)
 
-    decision = decide(training, columns, options, explicit, budget, probe, law_of)
+    decision = decide(training, columns, options, explicit, budget, probe, law_of, one_model=student is not None)
     options, law, choice = decision.options, decision.law, decision.choice
     allocation = choice.allocation
     if allocation is None:
@@ -154,8 +164,10 @@ def make_plan(
         booster=booster,
         warnings=tuple(warnings),
         tables={},
+        teacher=teacher,
     )  # fmt: skip
-    decided = Decided(genes, held, training, index.segments, allocation, features, cuts, screened.table)
+    write_soft = None if student is None else student.write_soft_labels
+    decided = Decided(genes, held, training, index.segments, allocation, features, cuts, screened.table, write_soft)
     return PlanResult(write_plan(run, plan, decided, force=force), already=False)
 
 
