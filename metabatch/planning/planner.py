@@ -12,19 +12,17 @@ import polars as pl
 
 from metabatch import __version__
 from metabatch.data.batches import RowCount
-from metabatch.data.index import build_index, class_column, pieces_for
+from metabatch.data.index import build_index, pieces_for
 from metabatch.data.missing import Wish
-from metabatch.data.partition import units_of
 from metabatch.data.roles import classify, resolve_columns
 from metabatch.data.schema import union_schema
 from metabatch.data.shards import find_parquet, scan_shards
 from metabatch.data.statistics import measure_features
-from metabatch.errors import InputError
 from metabatch.options import Options, validate
 from metabatch.planning.allocation import Allocation
 from metabatch.planning.decision import decide
 from metabatch.planning.existing import existing_plan
-from metabatch.planning.holdout import planned_genes
+from metabatch.planning.holdout import planned_genes, training_problems
 from metabatch.planning.learning import learned_law
 from metabatch.planning.memory import largest_group, memory_law, room_per_cell
 from metabatch.planning.probing import run_probe
@@ -101,7 +99,7 @@ def make_plan(
         candidates, excluded = student.without_excluded(candidates, excluded)
     genes, held, how = planned_genes(index.genes, columns, options, student)
     training = genes.filter(~held)
-    problems = _training_problems(training, columns, options)
+    problems = training_problems(training, columns, options)
     screened = screen_leaks(training, index.segments, files, candidates, excluded, columns, options)
     candidates = screened.candidates
     count = RowCount()
@@ -197,31 +195,6 @@ def _rooms(training: pl.DataFrame, features: int, options: Options, budget: Budg
         return (math.inf,)
     sizes = {"auto": (rows, instance), "multi-instance": (instance,)}.get(options.strategy, (rows,))
     return tuple(room_per_cell(budget.bytes, size, features, options) for size in sizes)
-
-
-def _training_problems(training: pl.DataFrame, columns: Columns, options: Options) -> list[str]:
-    """Refuse what cannot be cross-validated; warn about what is thin."""
-    units = units_of(training, len(columns.classes), by_split=columns.split is not None)
-    unit = columns.split or columns.group
-    if options.n_folds > units.height:
-        raise InputError(
-            f"--n-folds {options.n_folds}, but only {units.height} {unit} value(s) to train on",
-            next_step=f"--n-folds {units.height}" if units.height > 1 else "--n-folds 0 --calibration none",
-        )
-    found = []
-    for code, name in enumerate(columns.classes):
-        having = units.filter(pl.col(class_column(code)) > 0).height
-        if having == 0 or (options.n_folds and having < 2):
-            raise InputError(
-                f"class {name} occurs in {having} {unit} value(s) of the training part",
-                expected="at least 2, so that it can be learned and checked on a held-out fold",
-                next_step="give more data, or leave the class out with --classes",
-            )
-        if options.n_folds and having < options.n_folds:
-            found.append(
-                f"class {name} occurs in {having} {unit} values only: some folds have none, their metrics are null"
-            )
-    return found
 
 
 def _booster(columns: Columns) -> Booster:

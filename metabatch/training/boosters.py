@@ -15,15 +15,10 @@ import xgboost as xgb
 from metabatch.options import Options
 from metabatch.rundir.manifests import Booster
 from metabatch.training.checkpoints import Saved, Slot
-from metabatch.training.sizes import SizeTable
+from metabatch.training.judge import SIZES, Judge, log_loss
 
-# A gain of the held-out loss below this is none.
-_LOSS_DECIMALS = 6
-# The curve of the training rows is drawn from so many of them at most: it is looked at after every round.
-_CURVE_ROWS = 50_000
 _FACTS = ("rounds", "trained_rounds", "stopped_early", "train_logloss", "held_out_logloss")
 _ARRAYS = ("scores", "curve_train", "curve_held_out")
-_SIZES = ("size_trees", "size_ap")
 _NO_SIZES = np.empty(0, dtype=np.float32)
 
 
@@ -34,7 +29,7 @@ class FoldResult:
     rounds : trees up to the best round.
     scores : of the held-out rows, float32.
     curve_train, curve_held_out : float32, shape (trained_rounds,): weighted log loss after each round; of the training
-        rows from `_CURVE_ROWS` of them at most.
+        rows from `judge.CURVE_ROWS` of them at most.
     model : the trees up to the best round as UBJSON, when they were to be kept.
     size_trees, size_ap : float32: AP of the held-out rows at some numbers of trees, when it was asked for.
     """
@@ -50,73 +45,6 @@ class FoldResult:
     model: bytes | None = None
     size_trees: np.ndarray = field(default_factory=lambda: _NO_SIZES)
     size_ap: np.ndarray = field(default_factory=lambda: _NO_SIZES)
-
-
-class _Judge:
-    """Looks at a fold after every round: which round is best so far, and its scores (without patience: the last one).
-
-    The scores are what the booster would predict, to the last bit, and come from XGBoost's own cache; predicting again
-    would search the bin of every cell, which on a matrix with missing cells takes as long as growing many trees.
-    """
-
-    def __init__(
-        self, positive: np.ndarray, weight: np.ndarray, held_out: np.ndarray, patience: int, sizes: Sequence[int]
-    ) -> None:
-        self._truth, self._weight, self._held_out, self._patience = (
-            positive[held_out],
-            weight[held_out],
-            held_out,
-            patience,
-        )
-        self._some, self._some_weight = _standing_for(positive, weight, ~held_out, _CURVE_ROWS)
-        self._some_truth = positive[self._some]
-        self.loss = float("nan")
-        self.rounds = 0
-        self.scores = np.empty(0, dtype=np.float32)
-        self._curve: list[tuple[float, float]] = []
-        self._sizes = SizeTable(sizes, self._truth, self._weight)
-
-    def resume(self, saved: Saved) -> None:
-        """Go on from a checkpoint."""
-        self.loss, self.rounds = saved.number("held_out_logloss"), int(saved.facts["rounds"])
-        self.scores = saved.array("scores").copy()
-        self._curve = list(zip(saved.array("curve_train"), saved.array("curve_held_out"), strict=True))
-        if _SIZES[0] in saved.blobs:
-            self._sizes.resume((saved.array(_SIZES[0]), saved.array(_SIZES[1])))
-
-    def curves(self) -> dict[str, np.ndarray]:
-        """Log loss of training and held-out rows after each round, float32."""
-        train, held_out = np.array(self._curve, dtype=np.float32).reshape(-1, 2).T
-        return {"curve_train": train, "curve_held_out": held_out}
-
-    def growing(self) -> dict[str, np.ndarray]:
-        """What must be kept to go on."""
-        return {"scores": self.scores, **self.curves(), **self.sizes()}
-
-    def sizes(self) -> dict[str, np.ndarray]:
-        """AP by numbers of trees; nothing where none was looked at (a checkpoint holds no empty array)."""
-        found = self._sizes.arrays()
-        return dict(zip(_SIZES, found, strict=True)) if len(found[0]) else {}
-
-    def close(self) -> None:
-        """The fold is through."""
-        self._sizes.close(self.scores[self._held_out], self.rounds)
-
-    def look(self, predictions: np.ndarray, rounds: int) -> None:
-        """`predictions`: shape (n,), after so many `rounds`."""
-        held_out = predictions[self._held_out]
-        exact = log_loss(held_out, self._truth, self._weight)
-        self._sizes.look(held_out, rounds)
-        self._curve.append((log_loss(predictions[self._some], self._some_truth, self._some_weight), exact))
-        loss = round(exact, _LOSS_DECIMALS)
-        if not self._patience or not len(self.scores) or loss < self.loss:
-            self.loss, self.rounds = loss, rounds
-            self.scores.resize(len(predictions), refcheck=False)
-            np.copyto(self.scores, predictions)  # XGBoost uses its array again in the next round
-
-    def is_over(self, rounds: int) -> bool:
-        """Whether no gain was seen for as long as the patience lasts."""
-        return bool(self._patience) and rounds - self.rounds >= self._patience
 
 
 def booster_params(options: Options, settings: Booster, threads: int, seed: int) -> dict[str, object]:
@@ -136,36 +64,6 @@ def booster_params(options: Options, settings: Booster, threads: int, seed: int)
         "nthread": threads,
         "disable_default_eval_metric": True,
     }
-
-
-def log_loss(p: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> float:
-    """Weighted mean of -log(probability given to the truth); NaN without weight."""
-    total = float(weight.sum(dtype=np.float64))
-    if not total:
-        return float("nan")
-    clipped = np.clip(p.astype(np.float64), 1e-7, 1 - 1e-7)
-    loss = -np.log(np.where(positive, clipped, 1 - clipped))
-    return float((weight * loss).sum() / total)
-
-
-def _standing_for(
-    positive: np.ndarray, weight: np.ndarray, among: np.ndarray, most: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """At most `most` rows `among` all, evenly spaced, and their weights: each side keeps its whole weight.
-
-    The rarer side is taken whole where it has less than half of `most`, as most of the log loss lies there.
-    """
-    sides = [np.flatnonzero(among & (positive == side)) for side in (True, False)]
-    half = most // 2
-    room = [max(half, most - len(other)) for other in reversed(sides)]
-    rows, weights = [], []
-    for side, most_here in zip(sides, room, strict=True):
-        some = side if len(side) <= most_here else side[np.linspace(0, len(side) - 1, most_here).astype(np.int64)]
-        own = weight[some].astype(np.float64)
-        whole = weight[side].sum(dtype=np.float64)
-        rows.append(some)
-        weights.append(own * (whole / own.sum() if own.sum() else 0.0))
-    return np.concatenate(rows), np.concatenate(weights)
 
 
 def train_fold(
@@ -197,7 +95,7 @@ def train_fold(
     if saved is not None and saved.finished:
         return _known(saved)
     matrix.set_info(label=_label(positive, soft), weight=np.where(held_out, np.float32(0), weight))
-    judge = _Judge(positive, weight, held_out, patience, sizes)
+    judge = Judge(positive, weight, held_out, patience, sizes)
     booster = _begin(params, matrix, saved)
     if saved is not None:
         judge.resume(saved)
@@ -277,7 +175,7 @@ def _known(saved: Saved) -> FoldResult:
         rounds=int(facts["rounds"]), trained_rounds=int(facts["trained_rounds"]),
         stopped_early=bool(facts["stopped_early"]), train_logloss=saved.number("train_logloss"),
         held_out_logloss=saved.number("held_out_logloss"),
-        **{n: saved.array(n) for n in (*_ARRAYS, *(s for s in _SIZES if s in saved.blobs))},
+        **{n: saved.array(n) for n in (*_ARRAYS, *(s for s in SIZES if s in saved.blobs))},
         model=saved.blobs.get("model"),
     )  # fmt: skip
 
