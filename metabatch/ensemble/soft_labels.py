@@ -27,7 +27,7 @@ from metabatch.resources.progress import Progress
 from metabatch.rundir.fingerprint import open_plan
 from metabatch.rundir.layout import RunDir, require_run
 from metabatch.rundir.manifests import FeatureSet, Plan, Teacher
-from metabatch.rundir.publish import sha256_file
+from metabatch.rundir.publish import named, sha256_file
 from metabatch.rundir.tables import read_features, read_genes
 
 
@@ -102,7 +102,11 @@ def write_soft_labels(teacher: TeachingRun, path: Path, threads: int | None) -> 
     classes = plan.columns.classes
     total, written = int(teacher.genes.filter(pl.col("split") == "train")["rows"].sum()), 0
     schema = pa.schema([("gene_id", pa.string()), *((f"{c}_soft", pa.float32()) for c in classes)])
-    with Progress("soft labels", total, "rows") as progress, pq.ParquetWriter(path, schema, compression="zstd") as file:
+    with (
+        Progress("soft labels", total, "rows") as progress,
+        named(path),
+        pq.ParquetWriter(path, schema, compression="zstd") as file,
+    ):
         for gene, proba in _scores(teacher, threads):
             if not np.isfinite(proba).all():
                 raise InputError("some row got no probability from the teacher", where=str(run.root))

@@ -115,7 +115,7 @@ def make_plan(
         *screened.warnings,
         *notes,
         *problems,
-        *([] if student is None else student.warnings()),
+        *([] if student is None else student.warnings(options)),
     ]
     booster = _booster(columns)
     group = largest_group(files, features)

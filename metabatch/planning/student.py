@@ -63,14 +63,15 @@ class Student:
         gone = [reasons[c.name] for c in candidates if c.name in reasons]
         return [c for c in candidates if c.name not in reasons], [*excluded, *gone]
 
-    def warnings(self) -> list[str]:
+    def warnings(self, options: Options) -> list[str]:
+        """What the plan has to say of a student with these options."""
         found = []
         if not self.plan.holdout.genes:
             found.append(
                 "the teacher held no genes out, so the student has none: its out-of-fold estimate is optimistic, "
                 "because the teacher's members trained on these genes"
             )
-        if not self.plan.options.n_folds:
+        if not options.n_folds:
             found.append("no cross-validation: the student has as many trees as were asked for")
         return found
 

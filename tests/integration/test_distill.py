@@ -169,7 +169,7 @@ def test_done_again_it_does_nothing_and_a_student_of_another_is_refused(
     before = {p: p.stat().st_mtime_ns for p in student.rglob("*") if p.is_file()}
     succeed("distill", "--quiet", "--analyses", "overfitting", teacher, student)
     assert {p: p.stat().st_mtime_ns for p in student.rglob("*") if p.is_file()} == before
-    plain = start("plan", "--strategy", "auto", *FEW, "--analyses", "overfitting", DEMO, student)
+    plain = start("plan", "--strategy", "auto", *FEW, DEMO, student)
     assert plain.code == 3
     assert "not of a model without teacher" in plain.err
     other = Path(shutil.copytree(teacher, tmp_path / "other"))
