@@ -14,8 +14,9 @@ from metabatch.rundir.manifests import Lowered, Plan
 
 
 def instance_report(
-    folder: Path, plan: Plan, index: int, sections: Sections, comparison: dict[str, Any] | None, scope: str
-) -> str:
+    folder: Path, plan: Plan, index: int, sections: Sections, comparison: dict[str, Any] | None, scope: str,
+    facts: Sequence[tuple[str, str]] = (),
+) -> str:  # fmt: skip
     """The HTML of an instance's report.
 
     Parameters
@@ -26,6 +27,8 @@ def instance_report(
         Base and meta-model side by side (see `metabatch.analysis.comparison.compare`); None without out-of-fold rows.
     scope : str
         Which rows that was made on.
+    facts : sequence of (str, str)
+        More of how it was made.
     """
     return render_page(
         "instance.html.j2",
@@ -37,7 +40,7 @@ def instance_report(
         sections=sections.analyses,
         off=sections.off,
         url=lambda name: picture_url(folder, name),
-        facts=plan_facts(plan, plan.lowered),
+        facts=[*plan_facts(plan, plan.lowered), *facts],
         version=__version__,
         fingerprint=plan.fingerprint[:12],
     )
@@ -47,7 +50,9 @@ def plan_facts(plan: Plan, changed: Sequence[Lowered]) -> list[tuple[str, str]]:
     """How a run was made: what and why, in words."""
     o = plan.options
     lowered = "; ".join(x.text() for x in changed)
+    taught = [] if plan.teacher is None else [("distilled from", plan.teacher.text())]
     return [
+        *taught,
         ("data set", f"{plan.dataset.path}: {plan.dataset.genes:,} genes, {plan.dataset.positions:,} rows, "
                      f"{plan.dataset.features:,} features"),
         ("strategy", f"{plan.strategy} ({plan.why}), {len(plan.instances)} instance(s), coverage {plan.coverage:.0%} "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,19 +84,41 @@ _ANALYSIS = {
     "neigh_sample": ("N", "True sites of a class whose neighbourhoods are looked at."),
     "neigh_window": ("NT", "Positions on either side of a true site."),
 }
-SECTIONS = {"Data": _DATA, "Planning": _PLANNING, "Training": _TRAINING, "Ensemble": _ENSEMBLE, "Analysis": _ANALYSIS}
+type Sections = Mapping[str, Mapping[str, tuple[str, str]]]
+SECTIONS: Sections = {
+    "Data": _DATA,
+    "Planning": _PLANNING,
+    "Training": _TRAINING,
+    "Ensemble": _ENSEMBLE,
+    "Analysis": _ANALYSIS,
+}
+
+
+# What `distill` takes; columns, genes, and training options that are not given, are the teacher's.
+_STUDENTS = ("strategy", "max_memory_per_instance_gb", "safety_factor", "missing_policy", "seed")
+STUDENT_SECTIONS = {
+    "Planning": {f: _PLANNING[f] for f in _STUDENTS} | {"strategy": ("NAME", "auto, single or external.")},
+    "Training": _TRAINING,
+    "Analysis": _ANALYSIS,
+}
 
 
 def options_text(*titles: str) -> str:
     """The option lines of the usage text: the sections named, default all."""
+    return sections_text({title: SECTIONS[title] for title in titles or SECTIONS})
+
+
+def sections_text(sections: Sections, *, inherited: Collection[str] = ()) -> str:
+    """The option lines of these sections; of the fields `inherited` without the default."""
     defaults = Options()
     parts = []
-    for title in titles or SECTIONS:
-        fields = SECTIONS[title]
+    for title, fields in sections.items():
         lines = [f"{title}:"]
-        for field, (metavar, text) in fields.items():
+        for field, (metavar, said) in fields.items():
+            text = f"{said.partition(' (default:')[0].rstrip('.')}." if field in inherited else said
             default = getattr(defaults, field)
-            shown = "" if "default:" in text or not metavar or default in (None, (), {}) else f" (default: {default})"
+            known = "default:" in text or not metavar or default in (None, (), {})
+            shown = "" if known or field in inherited else f" (default: {default})"
             head = f"  {flag(field)}{' ' + metavar if metavar else ''}"
             lines.append(f"{head:<36}  {text}{shown}")
         parts.append("\n".join(lines))

@@ -50,6 +50,7 @@ def plan_text(run: RunDir, plan: Plan) -> str:
         f"holdout    {plan.holdout.genes:,} genes, {plan.holdout.rows:,} rows ({plan.holdout.how})",
         f"budget     {size(plan.budget.bytes)} per instance ({plan.budget.source})",
         f"here       {size(memory.bytes)} ({memory.source}), {cpus.count} CPUs ({cpus.source})",
+        *([] if plan.teacher is None else [f"teacher    {plan.teacher.text()}"]),
         f"strategy   {plan.strategy}: {plan.why}",
         "",
         table(

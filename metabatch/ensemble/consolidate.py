@@ -102,11 +102,6 @@ def instance_markers(run: RunDir, plan: Plan) -> dict[str, str]:
     return {f"instances/{p.index:02d}": sha256_file(run.instance(p.index).root / MARKER) for p in plan.instances}
 
 
-def is_of_instances(inputs: dict[str, str], run: RunDir, plan: Plan) -> bool:
-    """Whether an ensemble whose marker names `inputs` was made from the instances that are in the run now."""
-    return {name: value for name, value in inputs.items() if name != _COMBINE} == instance_markers(run, plan)
-
-
 def check_instances(run: RunDir, plan: Plan) -> dict[int, Done]:
     """The markers of all planned instances, or one error that lists every bad one."""
     dones: dict[int, Done] = {}
@@ -136,12 +131,35 @@ def check_instances(run: RunDir, plan: Plan) -> dict[int, Done]:
     return dones
 
 
+def ensemble_inputs(run: RunDir, plan: Plan) -> dict[str, str]:
+    """What the finished ensemble of a run was made from; an InputError when there is none, or it was altered."""
+    try:
+        return check_stage(run.ensemble, stage="consolidate", fingerprint=plan.fingerprint).inputs
+    except InputError as error:
+        raise InputError(
+            f"the ensemble cannot be used: {error.found}",
+            where=str(run.ensemble),
+            next_step=f"bin/consolidate {quote(str(run.root))}",
+        ) from None
+
+
+def check_made_from(run: RunDir, plan: Plan, made_from: dict[str, str]) -> None:
+    """Check all instances, and that the ensemble was made from these (`made_from`: its `ensemble_inputs`)."""
+    check_instances(run, plan)
+    if instance_markers(run, plan) != {name: value for name, value in made_from.items() if name != _COMBINE}:
+        raise InputError(
+            "the ensemble was made from other instances than those now in the run",
+            where=str(run.ensemble),
+            next_step=f"bin/consolidate {quote(str(run.root))}",
+        )
+
+
 def _bundle(run: RunDir, plan: Plan) -> Bundle:
     return Bundle(
         metabatch_version=__version__,
         xgboost_version=xgb.__version__,
         fingerprint=plan.fingerprint,
-        strategy=plan.strategy,
+        strategy=plan.strategy if plan.teacher is None else "distilled",
         combination=equal(len(plan.instances)),
         columns=plan.columns,
         features=read_features(run).features,

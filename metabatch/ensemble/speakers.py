@@ -1,17 +1,21 @@
-"""Members' scores of genes that they did not train on."""
+"""Members' scores of genes that they did not train on, and their out-of-fold scores of genes that all trained on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from metabatch.data.batches import Reader, RowCount, as_text
 from metabatch.data.index import pieces_for
 from metabatch.data.shards import shard_path
 from metabatch.ensemble.estimator import MetaModel
+from metabatch.resources.law import WHOLE_GROUP_ROWS
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.manifests import Plan
 from metabatch.rundir.tables import read_genes, read_segments
@@ -57,6 +61,31 @@ def member_scores(
         gene = as_text(table.column(columns.group)).dictionary_encode().unify_dictionaries().combine_chunks()
         flags = np.stack([allowed[g] for g in gene.dictionary.to_pylist()])[gene.indices.to_numpy()]
         yield table, model.member_probabilities(table, flags.T, where="evaluation genes")
+
+
+def out_of_fold_rows(run: RunDir, plan: Plan, genes: Sequence[str]) -> Iterator[pa.Table]:
+    """Rows of `genes` in oof.parquet, each gene from the instance where it is core, in batches.
+
+    Without the fold and the raw scores; a gene's rows are in the order of the data set.
+    """
+    if not genes:
+        return
+    core = pl.read_parquet(run.assignments).filter((pl.col("role") == "core") & pl.col("gene_id").is_in(list(genes)))
+    for planned in plan.instances:
+        mine = core.filter(pl.col("instance") == planned.index)["gene_id"]
+        if not mine.is_empty():
+            yield from _read_out_of_fold(run.instance(planned.index).root / "oof.parquet", mine, plan)
+
+
+def _read_out_of_fold(path: Path, genes: pl.Series, plan: Plan) -> Iterator[pa.Table]:
+    drop = {"fold", *(f"{c}_raw" for c in plan.columns.classes)}
+    names = [n for n in pq.read_schema(path).names if n not in drop]
+    wanted = pa.array(genes.to_list(), pa.string())
+    for batch in pq.ParquetFile(path).iter_batches(WHOLE_GROUP_ROWS, columns=names):
+        table = pa.Table.from_batches([batch])
+        table = table.filter(pc.is_in(table.column("gene_id"), wanted))
+        if table.num_rows:
+            yield table
 
 
 def _flags(members: Sequence[int], total: int) -> np.ndarray:

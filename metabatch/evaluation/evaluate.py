@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import msgspec
@@ -16,7 +15,7 @@ from metabatch.analysis.scored import load_out_of_fold, load_scored, resampling_
 from metabatch.data.shards import verify_unchanged
 from metabatch.ensemble.bundle import load_bundle
 from metabatch.ensemble.combination import read_combination
-from metabatch.ensemble.consolidate import check_instances, is_of_instances
+from metabatch.ensemble.consolidate import check_made_from, ensemble_inputs
 from metabatch.errors import InputError
 from metabatch.evaluation.honest import score
 from metabatch.evaluation.report import render
@@ -49,19 +48,13 @@ def evaluate(run: RunDir, *, threads: int | None = None, force: bool = False) ->
         No valid ensemble, changed data, or nothing was kept back to evaluate on.
     """
     plan = open_plan(run)
-    made_from = _ensemble_inputs(run, plan)
+    made_from = ensemble_inputs(run, plan)
     inputs = {"ensemble": sha256_file(run.ensemble / MARKER)}
     report = run.evaluation / "report.html"
     if not force and _is_current(run, plan, inputs):
         tidy(run.evaluation)
         return EvaluateResult(read_metrics(run), report, already=True)
-    check_instances(run, plan)  # their out-of-fold scores and accounts are read
-    if not is_of_instances(made_from, run, plan):
-        raise InputError(
-            "the ensemble was made from other instances than those now in the run",
-            where=str(run.ensemble),
-            next_step=f"bin/consolidate {quote(str(run.root))}",
-        )
+    check_made_from(run, plan, made_from)  # the instances' out-of-fold scores and accounts are read
     verify_unchanged(plan.dataset)
     model = load_bundle(run.ensemble, threads=threads or cpu_count())
     groups = resampling_units(run, plan)
@@ -74,7 +67,7 @@ def evaluate(run: RunDir, *, threads: int | None = None, force: bool = False) ->
             rows = load_scored(folder / "predictions.parquet", plan.columns, groups)
             metrics: dict[str, Any] = {
                 "format_version": 1, "how": scored.how, "genes": scored.genes, "rows": scored.rows,
-                "weighted_by": plan.columns.weight,
+                "weighted_by": plan.columns.weight, "teacher": plan.teacher,
             }  # fmt: skip
             # Without a holdout the genes scored are those that chose the thresholds: no honest figure.
             thresholds = model.bundle.thresholds if plan.holdout.genes else None
@@ -112,17 +105,6 @@ def evaluate(run: RunDir, *, threads: int | None = None, force: bool = False) ->
 
 def read_metrics(run: RunDir) -> dict[str, Any]:
     return dict(msgspec.json.decode((run.evaluation / "metrics.json").read_bytes()))
-
-
-def _ensemble_inputs(run: RunDir, plan: Plan) -> dict[str, str]:
-    try:
-        return check_stage(run.ensemble, stage="consolidate", fingerprint=plan.fingerprint).inputs
-    except InputError as error:
-        raise InputError(
-            f"the ensemble cannot be used: {error.found}",
-            where=str(run.ensemble),
-            next_step=f"bin/consolidate {quote(str(run.root))}",
-        ) from None
 
 
 def _is_current(run: RunDir, plan: Plan, inputs: dict[str, str]) -> bool:

@@ -13,7 +13,7 @@ import polars as pl
 import xgboost as xgb
 
 from metabatch.ensemble.bundle import BUNDLE_FILE
-from metabatch.ensemble.consolidate import check_instances, is_of_instances
+from metabatch.ensemble.consolidate import check_made_from
 from metabatch.errors import InputError
 from metabatch.evaluation.evaluate import read_metrics
 from metabatch.resources.usage import ResourceUsage
@@ -79,13 +79,7 @@ def _open(run: RunDir, name: str) -> Evaluated:
             where=str(run.evaluation),
             next_step=evaluate,
         )
-    check_instances(run, plan)  # their accounts are read
-    if not is_of_instances(ensemble.inputs, run, plan):
-        raise InputError(
-            "the ensemble was made from other instances than those now in the run",
-            where=str(run.ensemble),
-            next_step=f"bin/consolidate {place}, then {evaluate}",
-        )
+    check_made_from(run, plan, ensemble.inputs)  # the instances' accounts are read
     return Evaluated(
         name=name, run=run, plan=plan, bundle=load(run.ensemble / BUNDLE_FILE, Bundle), metrics=read_metrics(run),
         marker=sha256_file(run.evaluation / MARKER),

@@ -8,22 +8,20 @@ learned without them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from metabatch.data.batches import RowCount, as_float32, as_text, carried
 from metabatch.ensemble.combination import CrossedRules, crossed_rules
 from metabatch.ensemble.estimator import MetaModel
-from metabatch.ensemble.speakers import member_scores, speakers
+from metabatch.ensemble.speakers import member_scores, out_of_fold_rows, speakers
 from metabatch.errors import InputError
-from metabatch.resources.law import WHOLE_GROUP_ROWS
 from metabatch.resources.progress import Progress
 from metabatch.resources.signals import StopFlag
 from metabatch.rundir.layout import RunDir
@@ -71,7 +69,7 @@ def score(run: RunDir, plan: Plan, model: MetaModel, folder: Path, stop: StopFla
                 )
                 progress.advance(table.num_rows)
                 stop.check()
-            for table in _out_of_fold(run, plan, [g for g, members in may.items() if not members]):
+            for table in out_of_fold_rows(run, plan, [g for g, members in may.items() if not members]):
                 writer.write(table, {})
                 progress.advance(table.num_rows)
                 stop.check()
@@ -123,29 +121,6 @@ def _scored(table: pa.Table, proba: np.ndarray, plan: Plan, model: MetaModel, ru
     for code, name in enumerate(columns.classes):
         data[f"{name}_meta"] = pa.array(meta[:, code].astype(np.float32))
     return pa.table(data)
-
-
-def _out_of_fold(run: RunDir, plan: Plan, genes: Sequence[str]) -> Iterator[pa.Table]:
-    """Out-of-fold rows of `genes`, each from the instance where it is a core gene."""
-    if not genes:
-        return
-    core = pl.read_parquet(run.assignments).filter((pl.col("role") == "core") & pl.col("gene_id").is_in(list(genes)))
-    for planned in plan.instances:
-        mine = core.filter(pl.col("instance") == planned.index)["gene_id"]
-        if not mine.is_empty():
-            yield from read_oof(run.instance(planned.index).root / "oof.parquet", mine, plan)
-
-
-def read_oof(path: Path, genes: pl.Series, plan: Plan) -> Iterator[pa.Table]:
-    """Rows of `genes` in an oof.parquet, without fold and raw columns, in batches."""
-    drop = {"fold", *(f"{c}_raw" for c in plan.columns.classes)}
-    names = [n for n in pq.read_schema(path).names if n not in drop]
-    wanted = pa.array(genes.to_list(), pa.string())
-    for batch in pq.ParquetFile(path).iter_batches(WHOLE_GROUP_ROWS, columns=names):
-        table = pa.Table.from_batches([batch])
-        table = table.filter(pc.is_in(table.column("gene_id"), wanted))
-        if table.num_rows:
-            yield table
 
 
 class _Writer:

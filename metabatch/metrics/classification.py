@@ -43,7 +43,7 @@ def class_metrics(
     if not total:
         return result
     if 0 < share < 1:
-        result["ap"] = float(average_precision_score(positive, score, sample_weight=weight))
+        result["ap"] = average_precision(score, positive, weight)
         result["roc_auc"] = float(roc_auc_score(positive, score, sample_weight=weight))
         result["top_k"] = top_k(score, positive, weight)
         if decided is not None:
@@ -55,6 +55,11 @@ def class_metrics(
         clipped = np.clip(p, 1e-7, 1 - 1e-7)
         result["log_loss"] = float(np.average(-np.log(np.where(positive, clipped, 1 - clipped)), weights=weight))
     return result
+
+
+def average_precision(score: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> float:
+    """Weighted average precision of one class; both sides must have weight."""
+    return float(average_precision_score(positive, score, sample_weight=weight))
 
 
 def top_k(score: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> float:

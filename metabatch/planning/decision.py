@@ -34,7 +34,7 @@ class Decision:
 
 def decide(
     training: pl.DataFrame, columns: Columns, options: Options, explicit: Collection[str], budget: Budget,
-    probe: ProbeResult | None, law_of: Callable[[Options], MemoryLaw],
+    probe: ProbeResult | None, law_of: Callable[[Options], MemoryLaw], *, one_model: bool = False,
 ) -> Decision:  # fmt: skip
     """Choose the strategy; without SHAP, then importance, then all analyses, where nothing else fits the budget.
 
@@ -44,6 +44,8 @@ def decide(
         Options that the user gave: analyses asked for by name are not left out.
     law_of : callable
         The memory law under some options.
+    one_model : bool
+        Not several instances.
 
     Raises
     ------
@@ -61,8 +63,9 @@ def decide(
         law = law_of(leaner)
         try:
             choice, why, alternatives = choose(
-                training, columns, leaner, law, budget, speed_of(law, probe, options.threads or cpu_count())
-            )
+                training, columns, leaner, law, budget, speed_of(law, probe, options.threads or cpu_count()),
+                one_model=one_model,
+            )  # fmt: skip
         except BudgetError as error:
             refusal = refusal or error
             continue

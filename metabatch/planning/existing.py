@@ -13,13 +13,14 @@ from metabatch.rundir.fingerprint import dataset_fingerprint, open_plan
 from metabatch.rundir.jobs import open_jobs
 from metabatch.rundir.layout import InstanceDir, RunDir, foreign_entries
 from metabatch.rundir.lease import is_alive, read_owner
-from metabatch.rundir.manifests import Plan, Shard
+from metabatch.rundir.manifests import Plan, Shard, Teacher
 from metabatch.rundir.markers import MARKER
 
 
 def existing_plan(
-    run: RunDir, options: Options, explicit: Collection[str], shards: Sequence[Shard], *, force: bool
-) -> Plan | None:
+    run: RunDir, options: Options, explicit: Collection[str], shards: Sequence[Shard], *, force: bool,
+    teacher: Teacher | None = None,
+) -> Plan | None:  # fmt: skip
     """The plan already there when it is the same; an InputError when it is another.
 
     Threads, the memory of this machine and a run to learn from do not make it another plan.
@@ -43,6 +44,12 @@ def existing_plan(
             where=plan.dataset.path,
             next_step="choose a new run directory, or --force to replace the plan and discard what it trained",
         )
+    if _identity(plan.teacher) != _identity(teacher):
+        raise InputError(
+            f"{run.root} holds the plan of {_named(plan.teacher)}, not of {_named(teacher)}",
+            expected="the same command again (a plan never changes)",
+            next_step="choose a new run directory, or --force to replace the plan and discard what it trained",
+        )
     tier = plan.profile if options.profile == plan.options.profile else tier_of(options, 0)
     asked = as_planned(apply_profile(options, explicit, tier)[0], plan.lowered)
     old, new = (
@@ -56,6 +63,16 @@ def existing_plan(
             next_step="choose a new run directory, or --force to replace the plan and discard what it trained",
         )
     return plan
+
+
+def _identity(teacher: Teacher | None) -> tuple[str, str] | None:
+    return None if teacher is None else (teacher.fingerprint, teacher.bundle)
+
+
+def _named(teacher: Teacher | None) -> str:
+    if teacher is None:
+        return "a model without teacher"
+    return f"a student of plan {teacher.fingerprint[:12]} (bundle {teacher.bundle[:12]})"
 
 
 def _refuse_while_training(run: RunDir) -> None:

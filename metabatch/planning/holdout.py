@@ -6,10 +6,23 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from metabatch.data.index import class_column
 from metabatch.data.partition import partition, seeded_rank, sizes_of, units_of
 from metabatch.errors import InputError
 from metabatch.options import Options
+from metabatch.planning.student import Student
 from metabatch.rundir.manifests import Columns
+
+
+def planned_genes(
+    genes: pl.DataFrame, columns: Columns, options: Options, student: Student | None
+) -> tuple[pl.DataFrame, pl.Series, str]:
+    """The genes of the plan, which of them are held out (bool), and how: the teacher's for a student."""
+    if student is not None:
+        return student.genes_of(genes)
+    if options.sample_genes is not None:
+        genes = draw_sample(genes, columns, options.sample_genes, options.seed)
+    return genes, *choose_holdout(genes, columns, options)
 
 
 def draw_sample(genes: pl.DataFrame, columns: Columns, number: int, seed: int) -> pl.DataFrame:
@@ -102,3 +115,28 @@ def _by_chromosome(genes: pl.DataFrame, columns: Columns, chromosomes: Sequence[
     mask = genes["split"].is_in(genes.filter(there)["split"].unique().implode())
     more = int(mask.sum()) - int(there.sum())
     return mask, how + (f", and {more} gene(s) elsewhere of the same {columns.split}" if more else "")
+
+
+def training_problems(training: pl.DataFrame, columns: Columns, options: Options) -> list[str]:
+    """Refuse what cannot be cross-validated; warn about what is thin."""
+    units = units_of(training, len(columns.classes), by_split=columns.split is not None)
+    unit = columns.split or columns.group
+    if options.n_folds > units.height:
+        raise InputError(
+            f"--n-folds {options.n_folds}, but only {units.height} {unit} value(s) to train on",
+            next_step=f"--n-folds {units.height}" if units.height > 1 else "--n-folds 0 --calibration none",
+        )
+    found = []
+    for code, name in enumerate(columns.classes):
+        having = units.filter(pl.col(class_column(code)) > 0).height
+        if having == 0 or (options.n_folds and having < 2):
+            raise InputError(
+                f"class {name} occurs in {having} {unit} value(s) of the training part",
+                expected="at least 2, so that it can be learned and checked on a held-out fold",
+                next_step="give more data, or leave the class out with --classes",
+            )
+        if options.n_folds and having < options.n_folds:
+            found.append(
+                f"class {name} occurs in {having} {unit} values only: some folds have none, their metrics are null"
+            )
+    return found

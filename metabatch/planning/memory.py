@@ -29,6 +29,8 @@ BUILDING_ROW_BYTES = 28
 # Beside the matrix: row offset, gradient, prediction, order of the rows, label and weight twice, gene (see
 # benchmarks/RESULTS.md); with folds also scores and temporaries of the stopping metric, and 4 B a class.
 ROW_BYTES, FOLD_ROW_BYTES = 68, 74
+# Soft labels of a student, a class: held from the reading of the rows until the calibration.
+SOFT_BYTES = 4
 # After it: sorted copies in float64 for metrics and calibration; 12 B a class are the scores.
 SCORING_ROW_BYTES = 104
 SCORE_BYTES, CALIBRATED_BYTES = 4, 8
@@ -62,8 +64,9 @@ class GroupSize:
 
 
 def memory_law(
-    features: FeatureSet, options: Options, classes: int, group: GroupSize, probe: ProbeResult | None
-) -> MemoryLaw:
+    features: FeatureSet, options: Options, classes: int, group: GroupSize, probe: ProbeResult | None,
+    *, soft: bool = False,
+) -> MemoryLaw:  # fmt: skip
     """The law for a data set.
 
     Parameters
@@ -72,7 +75,10 @@ def memory_law(
         Number of classes (out-of-fold scores are held for each).
     probe : ProbeResult, optional
         Corrects the bytes per cell where it measured others, and gives the size of the libraries.
+    soft : bool
+        Soft labels are trained on.
     """
+    taught = SOFT_BYTES * classes if soft else 0
     ratio = 1.0 if probe is None else _cell_ratio(probe, len(features.features))
     count = len(features.features)
     widths = [4 if f.dtype.endswith("32") else 2 if f.dtype.endswith("16") else 1 for f in features.features]
@@ -82,9 +88,10 @@ def memory_law(
         fixed_bytes=BASELINE_BYTES if probe is None else _rounded_up(probe.resident_bytes),
         fixed_anonymous_bytes=PAGE_THREADS_BYTES
         + (BASELINE_ANONYMOUS_BYTES if probe is None else _rounded_up(probe.anonymous_bytes)),
-        building_row_bytes=BUILDING_ROW_BYTES,
-        row_bytes=FOLD_ROW_BYTES + SCORE_BYTES * classes if options.n_folds else ROW_BYTES,
-        scoring_row_bytes=SCORING_ROW_BYTES + (SCORE_BYTES + CALIBRATED_BYTES) * classes if options.n_folds else 0,
+        building_row_bytes=BUILDING_ROW_BYTES + taught,
+        row_bytes=taught + (FOLD_ROW_BYTES + SCORE_BYTES * classes if options.n_folds else ROW_BYTES),
+        scoring_row_bytes=taught + SCORING_ROW_BYTES + (SCORE_BYTES + CALIBRATED_BYTES) * classes
+        if options.n_folds else 0,
         group_bytes=group.bytes if probe is None else _reading(group, probe, sum(widths)),
         group_rows=group.rows,
         page_rows=group.page_rows,
@@ -99,7 +106,7 @@ def memory_law(
         analysis_bytes=_analysis_bytes(options.analyses, count, classes, sum(widths)),
         analysis_file_bytes=ANALYSIS_FILE_BYTES if options.analyses else 0,
         per_gene_bytes=None if options.memory_per_gene_mb is None else options.memory_per_gene_mb * 2**20,
-    )
+    )  # fmt: skip
 
 
 def _analysis_bytes(analyses: Sequence[str], features: int, classes: int, width: float) -> int:

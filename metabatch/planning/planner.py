@@ -12,25 +12,24 @@ import polars as pl
 
 from metabatch import __version__
 from metabatch.data.batches import RowCount
-from metabatch.data.index import build_index, class_column, pieces_for
+from metabatch.data.index import build_index, pieces_for
 from metabatch.data.missing import Wish
-from metabatch.data.partition import units_of
 from metabatch.data.roles import classify, resolve_columns
 from metabatch.data.schema import union_schema
 from metabatch.data.shards import find_parquet, scan_shards
 from metabatch.data.statistics import measure_features
-from metabatch.errors import InputError
 from metabatch.options import Options, validate
 from metabatch.planning.allocation import Allocation
 from metabatch.planning.decision import decide
 from metabatch.planning.existing import existing_plan
-from metabatch.planning.holdout import choose_holdout, draw_sample
+from metabatch.planning.holdout import planned_genes, training_problems
 from metabatch.planning.learning import learned_law
 from metabatch.planning.memory import largest_group, memory_law, room_per_cell
 from metabatch.planning.probing import run_probe
 from metabatch.planning.profiles import apply_profile, tier_of
 from metabatch.planning.screening import screen_leaks
 from metabatch.planning.strategies import DEFAULT_CAP_GB, GIB, Choice
+from metabatch.planning.student import Student
 from metabatch.planning.writing import Decided, write_plan
 from metabatch.resources.law import MemoryLaw
 from metabatch.resources.limits import cpu_count, memory_limits
@@ -59,8 +58,9 @@ class PlanResult:
 
 
 def make_plan(
-    dataset: Path, run: RunDir, options: Options, explicit: Collection[str] = (), *, force: bool = False
-) -> PlanResult:
+    dataset: Path, run: RunDir, options: Options, explicit: Collection[str] = (), *, force: bool = False,
+    student: Student | None = None,
+) -> PlanResult:  # fmt: skip
     """Decide everything and write the run directory; plan.json comes last.
 
     Parameters
@@ -69,6 +69,8 @@ def make_plan(
         Option fields the user gave (they win over a profile).
     force : bool
         Replace another plan in `run`, and discard what was trained under it.
+    student : Student, optional
+        Plan one model to be trained on a teacher's soft labels, with its genes and features.
 
     Raises
     ------
@@ -79,7 +81,8 @@ def make_plan(
     budget, memory = decide_budget(options)
     place = dataset.resolve()
     shards = scan_shards(place)
-    existing = existing_plan(run, options, explicit, shards, force=force)
+    teacher = None if student is None else student.teacher
+    existing = existing_plan(run, options, explicit, shards, force=force, teacher=teacher)
     if existing is not None:
         tidy(run.root)
         return PlanResult(existing, already=True)
@@ -92,12 +95,11 @@ def make_plan(
     columns = resolve_columns(schema, options)
     candidates, excluded = classify(schema, columns, options)
     index = build_index(files, [s.row_groups for s in shards], columns)
-    genes = index.genes
-    if options.sample_genes is not None:
-        genes = draw_sample(genes, columns, options.sample_genes, options.seed)
-    held, how = choose_holdout(genes, columns, options)
+    if student is not None:
+        candidates, excluded = student.without_excluded(candidates, excluded)
+    genes, held, how = planned_genes(index.genes, columns, options, student)
     training = genes.filter(~held)
-    problems = _training_problems(training, columns, options)
+    problems = training_problems(training, columns, options)
     screened = screen_leaks(training, index.segments, files, candidates, excluded, columns, options)
     candidates = screened.candidates
     count = RowCount()
@@ -108,7 +110,13 @@ def make_plan(
         Wish(options.missing_policy == "native", _rooms(training, len(candidates), options, budget)),
     )  # fmt: skip
     log.info("feature scan: %s rows read for %s asked", f"{count.read:,}", f"{count.asked:,}")
-    warnings = [*index.warnings, *screened.warnings, *notes, *problems]
+    warnings = [
+        *index.warnings,
+        *screened.warnings,
+        *notes,
+        *problems,
+        *([] if student is None else student.warnings(options)),
+    ]
     booster = _booster(columns)
     group = largest_group(files, features)
     probe, unprobed = run_probe(
@@ -119,10 +127,10 @@ def make_plan(
         warnings.append(unprobed)
 
     def law_of(chosen: Options) -> MemoryLaw:
-        law = memory_law(features, chosen, len(columns.classes), group, probe)
+        law = memory_law(features, chosen, len(columns.classes), group, probe, soft=student is not None)
         return law if chosen.learn_from is None else learned_law(law, chosen.learn_from, shards, chosen)
 
-    decision = decide(training, columns, options, explicit, budget, probe, law_of)
+    decision = decide(training, columns, options, explicit, budget, probe, law_of, one_model=student is not None)
     options, law, choice = decision.options, decision.law, decision.choice
     allocation = choice.allocation
     if allocation is None:
@@ -154,8 +162,10 @@ def make_plan(
         booster=booster,
         warnings=tuple(warnings),
         tables={},
+        teacher=teacher,
     )  # fmt: skip
-    decided = Decided(genes, held, training, index.segments, allocation, features, cuts, screened.table)
+    write_soft = None if student is None else student.write_soft_labels
+    decided = Decided(genes, held, training, index.segments, allocation, features, cuts, screened.table, write_soft)
     return PlanResult(write_plan(run, plan, decided, force=force), already=False)
 
 
@@ -185,31 +195,6 @@ def _rooms(training: pl.DataFrame, features: int, options: Options, budget: Budg
         return (math.inf,)
     sizes = {"auto": (rows, instance), "multi-instance": (instance,)}.get(options.strategy, (rows,))
     return tuple(room_per_cell(budget.bytes, size, features, options) for size in sizes)
-
-
-def _training_problems(training: pl.DataFrame, columns: Columns, options: Options) -> list[str]:
-    """Refuse what cannot be cross-validated; warn about what is thin."""
-    units = units_of(training, len(columns.classes), by_split=columns.split is not None)
-    unit = columns.split or columns.group
-    if options.n_folds > units.height:
-        raise InputError(
-            f"--n-folds {options.n_folds}, but only {units.height} {unit} value(s) to train on",
-            next_step=f"--n-folds {units.height}" if units.height > 1 else "--n-folds 0 --calibration none",
-        )
-    found = []
-    for code, name in enumerate(columns.classes):
-        having = units.filter(pl.col(class_column(code)) > 0).height
-        if having == 0 or (options.n_folds and having < 2):
-            raise InputError(
-                f"class {name} occurs in {having} {unit} value(s) of the training part",
-                expected="at least 2, so that it can be learned and checked on a held-out fold",
-                next_step="give more data, or leave the class out with --classes",
-            )
-        if options.n_folds and having < options.n_folds:
-            found.append(
-                f"class {name} occurs in {having} {unit} values only: some folds have none, their metrics are null"
-            )
-    return found
 
 
 def _booster(columns: Columns) -> Booster:

@@ -36,16 +36,17 @@ class Choice:
 
 
 def choose(
-    genes: pl.DataFrame, columns: Columns, options: Options, law: MemoryLaw, budget: Budget, speed: Speed
-) -> tuple[Choice, str, tuple[Alternative, ...]]:
-    """Decide the strategy.
+    genes: pl.DataFrame, columns: Columns, options: Options, law: MemoryLaw, budget: Budget, speed: Speed,
+    *, one_model: bool = False,
+) -> tuple[Choice, str, tuple[Alternative, ...]]:  # fmt: skip
+    """Decide the strategy; with `one_model` several instances are none.
 
     Returns
     -------
     choice : Choice
     why : str
     alternatives : tuple of Alternative
-        All three, so that a person sees the trade.
+        All of them, so that a person sees the trade.
 
     Raises
     ------
@@ -57,6 +58,8 @@ def choose(
         "multi-instance": _multi(genes, columns, options, law, budget),
         "external": _external(genes, law, budget),
     }
+    if one_model:
+        del choices["multi-instance"]
     choices = {name: _timed(c, genes, options, law, budget, speed) for name, c in choices.items()}
     single = sum(choices["single"].seconds)
     if options.strategy != "auto":

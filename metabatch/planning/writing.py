@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -22,6 +23,7 @@ from metabatch.rundir.publish import attempt_folder, publish_files, sha256_file
 
 _TABLES = ("genes.parquet", "assignments.parquet", "segments.parquet", "features.json", "cuts.parquet")
 _LEAKAGE = "leakage.parquet"
+_SOFT_LABELS = "soft_labels.parquet"
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Decided:
 
     genes : as in `metabatch.data.index.GeneIndex`; held : bool, which of them are the holdout; training : the others.
     segments : of all genes of the data set.
+    write_soft_labels : of a student, writes them at a path.
     """
 
     genes: pl.DataFrame
@@ -40,6 +43,7 @@ class Decided:
     features: FeatureSet
     cuts: Sequence[np.ndarray]
     leakage: pl.DataFrame | None
+    write_soft_labels: Callable[[Path], None] | None = None
 
 
 def write_plan(run: RunDir, plan: Plan, decided: Decided, *, force: bool) -> Plan:
@@ -65,7 +69,9 @@ def write_plan(run: RunDir, plan: Plan, decided: Decided, *, force: bool) -> Pla
         cut_table(names, decided.cuts).write_parquet(folder / "cuts.parquet")
         if decided.leakage is not None:
             decided.leakage.write_parquet(folder / _LEAKAGE)
-        tables = _TABLES if decided.leakage is None else (*_TABLES, _LEAKAGE)
+        if decided.write_soft_labels is not None:
+            decided.write_soft_labels(folder / _SOFT_LABELS)
+        tables = [name for name in (*_TABLES, _LEAKAGE, _SOFT_LABELS) if (folder / name).exists()]
         plan = msgspec.structs.replace(plan, tables={name: sha256_file(folder / name) for name in tables})
         plan = msgspec.structs.replace(plan, fingerprint=plan_fingerprint(plan))
         plan = msgspec.structs.replace(plan, seal=plan_seal(plan))

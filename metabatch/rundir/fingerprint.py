@@ -23,7 +23,7 @@ def dataset_fingerprint(shards: Sequence[Shard]) -> str:
 
 
 def plan_fingerprint(plan: Plan) -> str:
-    """sha256 over what decides the models: data content, options, columns, tables and who trains what.
+    """sha256 over what decides the models: data content, options, columns, tables, teacher and who trains what.
 
     Where the data lies, threads, budgets, analyses and estimates do not count as such: the same decisions made on
     another machine have the same fingerprint. (A budget can decide the strategy, the instances and the missing-value
@@ -47,6 +47,8 @@ def plan_fingerprint(plan: Plan) -> str:
         "coverage": plan.coverage,
         "lowered": [x for x in plan.lowered if not x.option.startswith(LATER_FIELDS)],
     }
+    if plan.teacher is not None:
+        decided["teacher"] = plan.teacher.fingerprint
     return hashlib.sha256(to_json(decided)).hexdigest()
 
 

@@ -23,6 +23,7 @@ _OURS = {
     "cuts.parquet",
     "segments.parquet",
     "leakage.parquet",
+    "soft_labels.parquet",
     "submissions.jsonl",
 }
 _STAGES = {"instances", "ensemble", "evaluation", "against", "logs"}
@@ -85,6 +86,10 @@ class RunDir:
     @property
     def leakage(self) -> Path:
         return self.root / "leakage.parquet"
+
+    @property
+    def soft_labels(self) -> Path:
+        return self.root / "soft_labels.parquet"
 
     @property
     def instances(self) -> Path:

@@ -184,6 +184,25 @@ class ProbeResult(_Manifest, frozen=True, kw_only=True):
     tree_seconds: tuple[float, ...]
 
 
+class Teacher(_Manifest, frozen=True, kw_only=True):
+    """The ensemble whose soft labels a student is trained on.
+
+    fingerprint : of its plan. bundle : sha256 of its bundle.json, which holds how the members are combined.
+    how : where the soft labels come from. path : where it lay; decides nothing.
+    """
+
+    fingerprint: str
+    bundle: str
+    members: int
+    how: str
+    path: str
+
+    def text(self) -> str:
+        """For people."""
+        count = "1 member" if self.members == 1 else f"{self.members} members"
+        return f"the {count} of plan {self.fingerprint[:12]} in {self.path}; soft labels: {self.how}"
+
+
 class Plan(_Manifest, frozen=True, kw_only=True):
     """plan.json.
 
@@ -191,6 +210,7 @@ class Plan(_Manifest, frozen=True, kw_only=True):
     seal : sha256 over this file, so that an edit is noticed.
     profile : the memory tier whose settings stand in `options` ("default": none).
     probe : what the law was calibrated with; None where the probe failed (a warning says why).
+    teacher : of a student; None for a model of the labels.
     """
 
     format_version: int = FORMAT_VERSION
@@ -216,6 +236,7 @@ class Plan(_Manifest, frozen=True, kw_only=True):
     booster: Booster
     warnings: tuple[str, ...]
     tables: dict[str, str]
+    teacher: Teacher | None = None
 
 
 class FileRecord(_Manifest, frozen=True, kw_only=True):
@@ -261,6 +282,7 @@ class Combination(_Manifest, frozen=True, kw_only=True):
 class Bundle(_Manifest, frozen=True, kw_only=True):
     """ensemble/bundle.json: everything a prediction needs besides the boosters.
 
+    strategy : of the plan, or "distilled".
     thresholds : class -> threshold of the meta-model's score for a call; empty without out-of-fold scores.
     """
 

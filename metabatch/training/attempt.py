@@ -35,6 +35,7 @@ from metabatch.training.ladder import Rung
 from metabatch.training.matrix import read_rows
 from metabatch.training.out_of_fold import OutOfFoldFile
 from metabatch.training.parts import parts_of, untrainable
+from metabatch.training.soft import with_soft_labels
 
 log = logging.getLogger(__name__)
 
@@ -163,8 +164,11 @@ class _Work:
         with self.accounts.phase("rows") as phase:
             count = RowCount()
             rows = read_rows(pieces, genes, self.plan.columns, count, self.rung.batch_rows)
+            if self.plan.teacher is not None:
+                rows = with_soft_labels(rows, self.run.soft_labels, self.plan.columns.classes)
             phase.rows_read, phase.rows_asked = count.read, count.asked
         part = fitter.fit(number, pieces, rows)
+        rows = part.rows
         with self.accounts.phase("write") as phase:
             if part.cv is not None:
                 count = RowCount()

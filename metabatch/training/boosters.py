@@ -6,8 +6,8 @@ cross-validation needs no second matrix, and the held-out rows' scores come from
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import xgboost as xgb
@@ -15,13 +15,11 @@ import xgboost as xgb
 from metabatch.options import Options
 from metabatch.rundir.manifests import Booster
 from metabatch.training.checkpoints import Saved, Slot
+from metabatch.training.judge import SIZES, Judge, log_loss
 
-# A gain of the held-out loss below this is none.
-_LOSS_DECIMALS = 6
-# The curve of the training rows is drawn from so many of them at most: it is looked at after every round.
-_CURVE_ROWS = 50_000
 _FACTS = ("rounds", "trained_rounds", "stopped_early", "train_logloss", "held_out_logloss")
 _ARRAYS = ("scores", "curve_train", "curve_held_out")
+_NO_SIZES = np.empty(0, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,9 @@ class FoldResult:
     rounds : trees up to the best round.
     scores : of the held-out rows, float32.
     curve_train, curve_held_out : float32, shape (trained_rounds,): weighted log loss after each round; of the training
-        rows from `_CURVE_ROWS` of them at most.
+        rows from `judge.CURVE_ROWS` of them at most.
     model : the trees up to the best round as UBJSON, when they were to be kept.
+    size_trees, size_ap : float32: AP of the held-out rows at some numbers of trees, when it was asked for.
     """
 
     rounds: int
@@ -44,57 +43,8 @@ class FoldResult:
     curve_train: np.ndarray
     curve_held_out: np.ndarray
     model: bytes | None = None
-
-
-class _Judge:
-    """Looks at a fold after every round: which round is best so far, and its scores (without patience: the last one).
-
-    The scores are what the booster would predict, to the last bit, and come from XGBoost's own cache; predicting again
-    would search the bin of every cell, which on a matrix with missing cells takes as long as growing many trees.
-    """
-
-    def __init__(self, positive: np.ndarray, weight: np.ndarray, held_out: np.ndarray, patience: int) -> None:
-        self._truth, self._weight, self._held_out, self._patience = (
-            positive[held_out],
-            weight[held_out],
-            held_out,
-            patience,
-        )
-        self._some, self._some_weight = _standing_for(positive, weight, ~held_out, _CURVE_ROWS)
-        self._some_truth = positive[self._some]
-        self.loss = float("nan")
-        self.rounds = 0
-        self.scores = np.empty(0, dtype=np.float32)
-        self._curve: list[tuple[float, float]] = []
-
-    def resume(self, saved: Saved) -> None:
-        """Go on from a checkpoint."""
-        self.loss, self.rounds = saved.number("held_out_logloss"), int(saved.facts["rounds"])
-        self.scores = saved.array("scores").copy()
-        self._curve = list(zip(saved.array("curve_train"), saved.array("curve_held_out"), strict=True))
-
-    def curves(self) -> dict[str, np.ndarray]:
-        """Log loss of training and held-out rows after each round, float32."""
-        train, held_out = np.array(self._curve, dtype=np.float32).reshape(-1, 2).T
-        return {"curve_train": train, "curve_held_out": held_out}
-
-    def growing(self) -> dict[str, np.ndarray]:
-        """What must be kept to go on."""
-        return {"scores": self.scores, **self.curves()}
-
-    def look(self, predictions: np.ndarray, rounds: int) -> None:
-        """`predictions`: shape (n,), after so many `rounds`."""
-        exact = log_loss(predictions[self._held_out], self._truth, self._weight)
-        self._curve.append((log_loss(predictions[self._some], self._some_truth, self._some_weight), exact))
-        loss = round(exact, _LOSS_DECIMALS)
-        if not self._patience or not len(self.scores) or loss < self.loss:
-            self.loss, self.rounds = loss, rounds
-            self.scores.resize(len(predictions), refcheck=False)
-            np.copyto(self.scores, predictions)  # XGBoost uses its array again in the next round
-
-    def is_over(self, rounds: int) -> bool:
-        """Whether no gain was seen for as long as the patience lasts."""
-        return bool(self._patience) and rounds - self.rounds >= self._patience
+    size_trees: np.ndarray = field(default_factory=lambda: _NO_SIZES)
+    size_ap: np.ndarray = field(default_factory=lambda: _NO_SIZES)
 
 
 def booster_params(options: Options, settings: Booster, threads: int, seed: int) -> dict[str, object]:
@@ -116,39 +66,10 @@ def booster_params(options: Options, settings: Booster, threads: int, seed: int)
     }
 
 
-def log_loss(p: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> float:
-    """Weighted mean of -log(probability given to the truth); NaN without weight."""
-    total = float(weight.sum(dtype=np.float64))
-    if not total:
-        return float("nan")
-    clipped = np.clip(p.astype(np.float64), 1e-7, 1 - 1e-7)
-    loss = -np.log(np.where(positive, clipped, 1 - clipped))
-    return float((weight * loss).sum() / total)
-
-
-def _standing_for(
-    positive: np.ndarray, weight: np.ndarray, among: np.ndarray, most: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """At most `most` rows `among` all, evenly spaced, and their weights: each side keeps its whole weight.
-
-    The rarer side is taken whole where it has less than half of `most`, as most of the log loss lies there.
-    """
-    sides = [np.flatnonzero(among & (positive == side)) for side in (True, False)]
-    half = most // 2
-    room = [max(half, most - len(other)) for other in reversed(sides)]
-    rows, weights = [], []
-    for side, most_here in zip(sides, room, strict=True):
-        some = side if len(side) <= most_here else side[np.linspace(0, len(side) - 1, most_here).astype(np.int64)]
-        own = weight[some].astype(np.float64)
-        whole = weight[side].sum(dtype=np.float64)
-        rows.append(some)
-        weights.append(own * (whole / own.sum() if own.sum() else 0.0))
-    return np.concatenate(rows), np.concatenate(weights)
-
-
 def train_fold(
     matrix: xgb.DMatrix, params: dict[str, object], positive: np.ndarray, weight: np.ndarray, held_out: np.ndarray,
     rounds: int, patience: int, on_round: Callable[[], None], slot: Slot | None = None, *, keep: bool = False,
+    soft: np.ndarray | None = None, sizes: Sequence[int] = (),
 ) -> FoldResult:  # fmt: skip
     """Train on the rows outside `held_out`; stop when the held-out log loss has not improved for the patience.
 
@@ -165,12 +86,16 @@ def train_fold(
         Where the booster is kept while it grows, and the outcome afterwards; what lies there is used.
     keep : bool
         Keep the model, up to its best round, in the outcome.
+    soft : ndarray of float32, shape (n,), optional
+        Labels in [0, 1] to train on instead of `positive`, by which the fold is judged all the same.
+    sizes : sequence of int
+        Numbers of trees at which the AP is wanted.
     """
     saved = slot.read() if slot else None
     if saved is not None and saved.finished:
         return _known(saved)
-    matrix.set_info(label=positive.astype(np.float32), weight=np.where(held_out, np.float32(0), weight))
-    judge = _Judge(positive, weight, held_out, patience)
+    matrix.set_info(label=_label(positive, soft), weight=np.where(held_out, np.float32(0), weight))
+    judge = Judge(positive, weight, held_out, patience, sizes)
     booster = _begin(params, matrix, saved)
     if saved is not None:
         judge.resume(saved)
@@ -182,6 +107,7 @@ def train_fold(
         if slot:
             facts = {"rounds_done": trained + 1, "rounds": judge.rounds, "held_out_logloss": judge.loss}
             slot.keep_growing(booster, facts, judge.growing)
+    judge.close()
     kept = ~held_out
     outcome = FoldResult(
         rounds=judge.rounds,
@@ -191,26 +117,29 @@ def train_fold(
         held_out_logloss=judge.loss,
         scores=judge.scores[held_out],
         **judge.curves(),
+        **judge.sizes(),
         model=bytes(booster[: judge.rounds].save_raw("ubj")) if keep else None,
     )
     if slot:
         facts = {n: getattr(outcome, n) for n in _FACTS} | {"rounds_done": trained}
-        slot.keep_finished(facts, model=outcome.model, arrays={n: getattr(outcome, n) for n in _ARRAYS})
+        arrays = {n: getattr(outcome, n) for n in _ARRAYS} | judge.sizes()
+        slot.keep_finished(facts, model=outcome.model, arrays=arrays)
     return outcome
 
 
 def train_final(
     matrix: xgb.DMatrix, params: dict[str, object], positive: np.ndarray, weight: np.ndarray | None,
-    rounds: int, on_round: Callable[[], None], slot: Slot | None = None,
+    rounds: int, on_round: Callable[[], None], slot: Slot | None = None, *, soft: np.ndarray | None = None,
 ) -> xgb.Booster:  # fmt: skip
     """Train on all rows for a fixed number of rounds.
 
-    `weight` None: on a matrix that never had weights; saves the memory of as many ones. `slot`: as in `train_fold`.
+    `weight` None: on a matrix that never had weights; saves the memory of as many ones. `slot`, `soft`: as in
+    `train_fold`.
     """
     saved = slot.read() if slot else None
     if saved is not None and saved.finished:
         return xgb.Booster({"nthread": params["nthread"]}, model_file=bytearray(saved.blobs["model"]))
-    matrix.set_info(label=positive.astype(np.float32))
+    matrix.set_info(label=_label(positive, soft))
     if weight is not None:
         matrix.set_info(weight=weight)
     booster = _begin(params, matrix, saved)
@@ -224,6 +153,10 @@ def train_final(
     if slot:
         slot.keep_finished({"rounds_done": rounds}, model=booster.save_raw("ubj"))
     return booster
+
+
+def _label(positive: np.ndarray, soft: np.ndarray | None) -> np.ndarray:
+    return positive.astype(np.float32) if soft is None else soft
 
 
 def _begin(params: dict[str, object], matrix: xgb.DMatrix, saved: Saved | None) -> xgb.Booster:
@@ -241,7 +174,8 @@ def _known(saved: Saved) -> FoldResult:
     return FoldResult(
         rounds=int(facts["rounds"]), trained_rounds=int(facts["trained_rounds"]),
         stopped_early=bool(facts["stopped_early"]), train_logloss=saved.number("train_logloss"),
-        held_out_logloss=saved.number("held_out_logloss"), **{n: saved.array(n) for n in _ARRAYS},
+        held_out_logloss=saved.number("held_out_logloss"),
+        **{n: saved.array(n) for n in (*_ARRAYS, *(s for s in SIZES if s in saved.blobs))},
         model=saved.blobs.get("model"),
     )  # fmt: skip
 

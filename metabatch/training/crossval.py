@@ -19,6 +19,7 @@ from metabatch.rundir.manifests import Plan
 from metabatch.training.boosters import FoldResult, booster_params, recommended_rounds, train_fold
 from metabatch.training.checkpoints import Slot
 from metabatch.training.matrix import Rows
+from metabatch.training.sizes import size_record, sizes_to_try
 
 if TYPE_CHECKING:
     from metabatch.analysis.ablation import Variant
@@ -31,7 +32,8 @@ _CURVE_POINTS = 100  # of a fold in metrics.json
 class CrossValidation:
     """raw, meta : out-of-fold scores, shape (n, k): booster output; calibrated and normalised (by `cross_fitted`).
 
-    folds : per class, one result a fold (scores dropped). rounds : recommended trees per class.
+    folds : per class, one result a fold (scores dropped). rounds : trees of the final models, per class.
+    sizes : of a student, per class: the AP at some numbers of trees, of which one was chosen.
     kept : per class a fold and its model (UBJSON, up to its best round), which did not train on that fold's rows; the
         same fold for all classes where one can judge them all, none for a class that no fold can judge.
     """
@@ -41,6 +43,7 @@ class CrossValidation:
     fold: np.ndarray
     folds: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     rounds: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, dict[str, Any]] = field(default_factory=dict)
     kept: dict[str, tuple[int, bytes]] = field(default_factory=dict)
 
     @property
@@ -107,8 +110,11 @@ def cross_validate(
             slot = slot_of(code, number, params)
             outcome = train_fold(
                 matrix, params, positive, rows.weight, held_out, limit, patience, on_round, slot,
-                keep=number == keep[code],
+                keep=number == keep[code], soft=rows.soft_of(code),
+                sizes=sizes_to_try(limit) if number == keep[code] and plan.teacher is not None else (),
             )  # fmt: skip
+            if len(outcome.size_trees):
+                result.sizes[name] = size_record(outcome.size_trees, outcome.size_ap, number)
             if outcome.model is not None:
                 result.kept[name] = number, outcome.model
             if judges:
@@ -124,7 +130,8 @@ def cross_validate(
             del outcome
             on_fold()
         result.folds[name] = [results[number] for number in sorted(results)]
-        result.rounds[name] = recommended_rounds(best, options.n_estimators)
+        size = result.sizes.get(name)
+        result.rounds[name] = recommended_rounds(best, options.n_estimators) if size is None else size["chosen"]
     return result
 
 
@@ -219,6 +226,8 @@ def instance_metrics(parts: Sequence[Fitted], plan: Plan) -> dict[str, Any]:
     if len(parts) > 1:
         document["parts"] = [{"genes": len(p.rows.genes), "rows": len(p.rows), "trees": p.rounds} for p in parts]
     crossed = [p.cv for p in parts if p.cv is not None]
+    if plan.teacher is not None and crossed:
+        document["sizes"] = crossed[0].sizes if len(parts) == 1 else [cv.sizes for cv in crossed]
     if not crossed:
         return document | {"classes": {}, "note": "no cross-validation (--n-folds 0): nothing here is out of fold"}
     label = _joined([p.rows.label for p in parts])

@@ -31,6 +31,7 @@ from metabatch.resources.usage import trim_memory
 from metabatch.rundir.publish import write_bytes
 from metabatch.rundir.tables import read_leakage
 from metabatch.training.material import Material
+from metabatch.training.sizes import size_line
 
 log = logging.getLogger(__name__)
 # For the interval of the answer: hundreds of thousands of rows are ranked anew for each.
@@ -61,7 +62,11 @@ def explain(material: Material, progress: Path) -> Sections:
         analyses=tuple(made[name] for name in asked), off=tuple(name for name in ANALYSES if name not in asked)
     )
     save_sections(material.folder / "analysis.json", sections)
-    html = instance_report(material.folder, material.plan, material.index, sections, *_comparison(material))
+    sizes = material.metrics.get("sizes")
+    facts = [("size of the student", size_line(sizes))] if isinstance(sizes, dict) and sizes else []  # not of parts
+    html = instance_report(
+        material.folder, material.plan, material.index, sections, *_comparison(material), facts=facts
+    )
     write_bytes(material.folder / "report.html", html.encode())
     return sections
 

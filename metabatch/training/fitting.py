@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -85,7 +85,8 @@ class Fitter:
             variants = self._ablation(matrix, rows, cv, sum(rounds.values())) if number == 0 else []
             del matrix  # its page files go with the stack: let go of them first
         trim_memory()
-        return Fitted(rows, cv, Member(boosters, self._calibration(rows, cv)), rounds, variants)
+        # The soft labels have served.
+        return Fitted(replace(rows, soft=None), cv, Member(boosters, self._calibration(rows, cv)), rounds, variants)
 
     def _boost(
         self, number: int, matrix: xgb.DMatrix, rows: Rows
@@ -115,8 +116,9 @@ class Fitter:
                     params = booster_params(options, plan.booster, self.threads, seed)
                     slot = self._slot(number, code, None, params)
                     boosters[name] = train_final(
-                        matrix, params, rows.label == code, weight, rounds[name], progress.advance, slot
-                    )
+                        matrix, params, rows.label == code, weight, rounds[name], progress.advance, slot,
+                        soft=rows.soft_of(code),
+                    )  # fmt: skip
         return cv, boosters, rounds
 
     def _ablation(

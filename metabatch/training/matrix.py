@@ -40,6 +40,8 @@ class Rows:
     weight : float32, shape (n,); ones (that take no memory) when there is no weight column.
     genes : list of str, sorted.
     batches : list of tuples of int; rows of the tables that make each batch of the matrix, as they were read.
+    soft : float32, shape (n, k), in [0, 1]: a student's soft labels, which its boosters are trained on; everything is
+        judged by `label`.
     """
 
     gene: np.ndarray
@@ -47,9 +49,14 @@ class Rows:
     weight: np.ndarray
     genes: list[str]
     batches: list[tuple[int, ...]]
+    soft: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.gene)
+
+    def soft_of(self, code: int) -> np.ndarray | None:
+        """Soft labels of a class, if there are any."""
+        return None if self.soft is None else self.soft[:, code]
 
 
 def read_rows(

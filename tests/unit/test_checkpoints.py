@@ -13,8 +13,9 @@ from metabatch.errors import InterruptedRunError
 from metabatch.options import Options
 from metabatch.resources.signals import StopFlag
 from metabatch.rundir.manifests import Booster
-from metabatch.training.boosters import FoldResult, _standing_for, booster_params, train_final, train_fold
+from metabatch.training.boosters import FoldResult, booster_params, train_final, train_fold
 from metabatch.training.checkpoints import Checkpoints
+from metabatch.training.judge import standing_for
 
 ROUNDS = 24
 OPTIONS = Options(subsample=0.7, colsample_bytree=0.6, max_depth=4, learning_rate=0.3, max_bin=64)
@@ -89,7 +90,7 @@ def test_the_rows_of_the_training_curve_stand_for_all_of_them(hits: int) -> None
     positive = rng.permutation(np.arange(20_000) < hits)
     weight = rng.uniform(0.5, 2, 20_000).astype(np.float32)
     among = rng.random(20_000) < 0.9
-    rows, stood = _standing_for(positive, weight, among, 4_000)
+    rows, stood = standing_for(positive, weight, among, 4_000)
     assert len(rows) == 4_000
     assert len(np.unique(rows)) == len(rows)
     assert among[rows].all()

@@ -1,0 +1,72 @@
+"""distill: one model in the place of an ensemble, trained on what the ensemble says of its training genes."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from shlex import quote
+
+from metabatch.commands._cli import COMMON, EXIT_CODES, Arguments, Text, run_command
+from metabatch.commands._options import STUDENT_SECTIONS, checkpoint_seconds, convert, sections_text
+from metabatch.commands._stages import given_options, run_stages
+from metabatch.commands._tables import plan_text
+from metabatch.errors import UsageError
+from metabatch.planning.student import UNLESS_GIVEN, Student, student_options
+from metabatch.rundir.layout import RunDir
+
+USAGE = f"""Train one small model on the probabilities of an ensemble (soft labels): plan, train, consolidate, evaluate.
+
+Usage:
+  distill [options] TEACHER RUN
+
+TEACHER is a run directory after `consolidate`; RUN is a new folder, an ordinary run directory afterwards. Every gene is
+taught by members of the ensemble that did not train on it, or by its out-of-fold scores. Data set, columns, holdout
+genes and left-out features are the teacher's, and so are seed, missing-value policy and training options that are not
+given. The number of trees of each class is the smallest that costs at most 0.002 AP on a held-out fold.
+
+Options:
+  --plan-only             Only plan, and print the line for a cluster.
+
+{sections_text(STUDENT_SECTIONS, inherited=UNLESS_GIVEN)}
+  --checkpoint-seconds S  As for train-instance.
+
+Common:
+{COMMON}
+{EXIT_CODES}"""
+
+
+def action(arguments: Arguments) -> Text:
+    asked, given = convert(arguments)  # refuse wrong options before anything runs
+    checkpoint_seconds(arguments)
+    teacher, run = arguments["TEACHER"], arguments["RUN"]
+    if Path(teacher).resolve() == Path(run).resolve():
+        raise UsageError(f"TEACHER and RUN are both {run}", expected="a new folder for the student")
+    compare = f"bin/evaluate {quote(run)} --against {quote(teacher)}"
+    if not arguments["--plan-only"]:
+        words = ["--plan-only", *given_options(arguments, STUDENT_SECTIONS.values()), teacher, run]
+        return run_stages(arguments, "distill", words, run, f"compare with the teacher: {compare}")
+
+    from metabatch.ensemble.soft_labels import open_teacher, write_soft_labels  # the parent of the stages stays small
+    from metabatch.planning.planner import make_plan
+
+    opened = open_teacher(teacher)
+    student = Student(
+        opened.record, opened.plan, opened.genes, opened.features,
+        partial(write_soft_labels, opened, threads=asked.threads),
+    )  # fmt: skip
+    options = student_options(opened.plan.options, asked, given)
+    result = make_plan(
+        Path(opened.plan.dataset.path), RunDir(Path(run)), options, given, force=arguments["--force"], student=student
+    )
+    head = "already planned: nothing was changed\n\n" if result.already else ""
+    tail = f"\nthen bin/consolidate {quote(run)}, bin/evaluate {quote(run)}; compare with the teacher:\n  {compare}"
+    return Text(head + plan_text(RunDir(Path(run)), result.plan) + tail, result.plan)
+
+
+def main() -> int:
+    return run_command(USAGE, action)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""Soft labels: what an ensemble says of every training gene, by members that did not train on it.
+
+soft_labels.parquet   gene_id, {class}_soft (float32): the rows of a gene in the order of the data set, genes one after
+                      the other or interleaved as they lie there
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from metabatch.data.batches import RowCount, as_numpy, as_text
+from metabatch.data.shards import verify_unchanged
+from metabatch.ensemble.bundle import BUNDLE_FILE, load_bundle
+from metabatch.ensemble.combination import crossed_rules
+from metabatch.ensemble.consolidate import check_made_from, ensemble_inputs
+from metabatch.ensemble.speakers import member_scores, out_of_fold_rows, speakers
+from metabatch.errors import InputError
+from metabatch.resources.progress import Progress
+from metabatch.rundir.fingerprint import open_plan
+from metabatch.rundir.layout import RunDir, require_run
+from metabatch.rundir.manifests import FeatureSet, Plan, Teacher
+from metabatch.rundir.publish import named, sha256_file
+from metabatch.rundir.tables import read_features, read_genes
+
+
+@dataclass(frozen=True)
+class TeachingRun:
+    """A finished run whose ensemble can teach.
+
+    genes, features : its genes.parquet and features.json.
+    speakers : training gene -> members (positions) that trained neither on it nor on its split group.
+    """
+
+    run: RunDir
+    plan: Plan
+    genes: pl.DataFrame
+    features: FeatureSet
+    speakers: dict[str, list[int]]
+    record: Teacher
+
+
+def open_teacher(path: str) -> TeachingRun:
+    """Check the run at `path` from its plan to its data.
+
+    Raises
+    ------
+    InputError
+        No run, a copied bundle, no finished or an altered ensemble, changed data, or training genes of which no member
+        may speak.
+    """
+    if (Path(path) / BUNDLE_FILE).is_file():
+        raise InputError(
+            f"{path} is a model without its run", expected="the run directory: which genes each member trained on "
+            "stands there", next_step="give the folder that holds plan.json",
+        )  # fmt: skip
+    run = require_run(path)
+    plan = open_plan(run)
+    check_made_from(run, plan, ensemble_inputs(run, plan))
+    verify_unchanged(plan.dataset)
+    genes = read_genes(run)
+    training = genes.filter(pl.col("split") == "train")["gene_id"].to_list()
+    everyone = speakers(run, plan)
+    may = {gene: everyone[gene] for gene in training}
+    alone = sum(not members for members in may.values())
+    if alone and not plan.options.n_folds:
+        raise InputError(
+            f"{alone} gene(s) were trained on by every member, and there are no out-of-fold scores",
+            expected="for every training gene somebody who did not train on it",
+            where=path,
+            next_step=f"train a teacher with --n-folds 2 or more (bin/plan {quote(plan.dataset.path)} RUN)",
+        )
+    record = Teacher(
+        fingerprint=plan.fingerprint, bundle=sha256_file(run.ensemble / BUNDLE_FILE), members=len(plan.instances),
+        how=_how(len(may), alone), path=str(run.root.resolve()),
+    )  # fmt: skip
+    return TeachingRun(run, plan, genes, read_features(run), may, record)
+
+
+def _how(genes: int, alone: int) -> str:
+    by_others = f"{genes - alone:,} genes by the members that did not train on them"
+    out_of_fold = f"{alone:,} genes by out-of-fold scores"
+    return "; ".join(text for text, there in ((by_others, genes - alone), (out_of_fold, alone)) if there)
+
+
+def write_soft_labels(teacher: TeachingRun, path: Path, threads: int | None) -> None:
+    """Write soft_labels.parquet at `path`, streaming: a batch of rows and the members are held.
+
+    Raises
+    ------
+    InputError
+        Rows that are not those of the plan.
+    """
+    run, plan = teacher.run, teacher.plan
+    classes = plan.columns.classes
+    total, written = int(teacher.genes.filter(pl.col("split") == "train")["rows"].sum()), 0
+    schema = pa.schema([("gene_id", pa.string()), *((f"{c}_soft", pa.float32()) for c in classes)])
+    with (
+        Progress("soft labels", total, "rows") as progress,
+        named(path),
+        pq.ParquetWriter(path, schema, compression="zstd") as file,
+    ):
+        for gene, proba in _scores(teacher, threads):
+            if not np.isfinite(proba).all():
+                raise InputError("some row got no probability from the teacher", where=str(run.root))
+            columns = [gene, *(pa.array(np.ascontiguousarray(p, dtype=np.float32)) for p in proba.T)]
+            file.write_table(pa.Table.from_arrays(columns, schema=schema))
+            written += len(gene)
+            progress.advance(len(gene))
+    if written != total:
+        raise InputError(f"the teacher scored {written:,} rows", expected=f"the {total:,} rows of its training genes")
+
+
+def _scores(teacher: TeachingRun, threads: int | None) -> Iterator[tuple[pa.ChunkedArray, np.ndarray]]:
+    """Genes of a batch of rows, and their probabilities, shape (n, k)."""
+    run, plan = teacher.run, teacher.plan
+    spoken = {gene: members for gene, members in teacher.speakers.items() if members}
+    if spoken:
+        model, rules = load_bundle(run.ensemble, threads=threads), crossed_rules(run.ensemble)
+        for table, proba in member_scores(run, plan, model, spoken, RowCount()):
+            gene = as_text(table.column(plan.columns.group))
+            yield gene, rules.pool(proba, gene.to_pylist(), model.bundle.combination)
+    for table in out_of_fold_rows(run, plan, _others(teacher)):
+        yield (
+            table.column("gene_id"),
+            np.column_stack([as_numpy(table.column(f"{c}_meta")) for c in plan.columns.classes]),
+        )
+
+
+def _others(teacher: TeachingRun) -> Sequence[str]:
+    return [gene for gene, members in teacher.speakers.items() if not members]

@@ -1,0 +1,92 @@
+"""A student: what its plan takes over from the run that teaches it, so that the two can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import polars as pl
+
+from metabatch.data.roles import Candidate
+from metabatch.errors import InputError, UsageError
+from metabatch.options import Options
+from metabatch.rundir.manifests import ExcludedColumn, FeatureSet, Plan, Teacher
+
+# Options that are the teacher's: the same columns and genes always, the others unless given.
+_ALWAYS = (
+    "group_column", "label_column", "classes", "score_columns", "split_column", "id_columns", "weight_column",
+    "exclude_features", "allow_features", "sample_genes", "holdout_fraction", "holdout_chrom",
+)  # fmt: skip
+UNLESS_GIVEN = (
+    "missing_policy", "seed", "n_estimators", "learning_rate", "max_depth", "subsample", "colsample_bytree", "max_bin",
+    "n_folds", "early_stopping_patience", "calibration", "prior",
+)  # fmt: skip
+STRATEGIES = ("auto", "single", "external")
+
+
+@dataclass(frozen=True)
+class Student:
+    """What a plan needs to know of the teacher.
+
+    plan, genes, features : of the teacher; genes.parquet and features.json as read.
+    write_soft_labels : writes soft_labels.parquet at a path, streaming.
+    """
+
+    teacher: Teacher
+    plan: Plan
+    genes: pl.DataFrame
+    features: FeatureSet
+    write_soft_labels: Callable[[Path], None]
+
+    def genes_of(self, genes: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series, str]:
+        """The teacher's genes among `genes` (gene index), those it held out (bool), and how."""
+        mine = genes.join(self.genes.select("gene_id", part="split"), on="gene_id", maintain_order="left")
+        if mine.height != self.genes.height:
+            raise InputError(
+                f"the data set has {mine.height:,} of the teacher's {self.genes.height:,} genes",
+                where=self.teacher.path,
+            )
+        how = self.plan.holdout.how
+        return (
+            mine.drop("part"),
+            mine["part"] == "holdout",
+            f"{how} (the teacher's)" if self.plan.holdout.genes else how,
+        )
+
+    def without_excluded(
+        self, candidates: Sequence[Candidate], excluded: Sequence[ExcludedColumn]
+    ) -> tuple[list[Candidate], list[ExcludedColumn]]:
+        """Leave out what the teacher left out (leaks, constants), for its reasons."""
+        reasons = {e.name: e for e in self.features.excluded}
+        gone = [reasons[c.name] for c in candidates if c.name in reasons]
+        return [c for c in candidates if c.name not in reasons], [*excluded, *gone]
+
+    def warnings(self, options: Options) -> list[str]:
+        """What the plan has to say of a student with these options."""
+        found = []
+        if not self.plan.holdout.genes:
+            found.append(
+                "the teacher held no genes out, so the student has none: its out-of-fold estimate is optimistic, "
+                "because the teacher's members trained on these genes"
+            )
+        if not options.n_folds:
+            found.append("no cross-validation: the student has as many trees as were asked for")
+        return found
+
+
+def student_options(teacher: Options, asked: Options, given: Collection[str]) -> Options:
+    """Columns and genes of the teacher; its training options too, where none were given (`given`: fields of `asked`).
+
+    Raises
+    ------
+    UsageError
+        A strategy that makes several models.
+    """
+    if asked.strategy not in STRATEGIES:
+        raise UsageError(
+            f"--strategy {asked.strategy} is not for a student", expected=f"one of {', '.join(STRATEGIES)}"
+        )
+    taken = (*_ALWAYS, *(name for name in UNLESS_GIVEN if name not in given))
+    return msgspec.structs.replace(asked, **{name: getattr(teacher, name) for name in taken})
