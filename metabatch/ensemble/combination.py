@@ -99,7 +99,8 @@ def learn_combination(run: RunDir, plan: Plan, model: MetaModel, asked: CombineO
     if len(rows):
         scored = ScoredRows(
             gene=rows.gene, group=np.unique(rows.group, return_inverse=True)[1], label=rows.label, weight=rows.weight,
-            base=rows.base, meta=choice.pooled, gene_names=names, of_rows=rows.of_rows, of_genes=rows.of_genes,
+            base=rows.base, meta=choice.pooled.astype(np.float32), gene_names=names, of_rows=rows.of_rows,
+            of_genes=rows.of_genes,
         )  # fmt: skip
         found = compare(scored, plan, {}, resamples=RESAMPLES)
         on = f"training genes, {scored.described()}, each scored by the members that did not train on it"

@@ -366,6 +366,6 @@ def test_a_run_that_is_not_evaluated_or_was_altered_is_refused(
     instance = next((other / "instances").iterdir())
     marker = json.loads((instance / "done.json").read_text())
     (instance / "done.json").write_text(json.dumps(marker | {"finished": "2000-01-01T00:00:00+00:00"}))
-    refused(run, other, "made from other instances", f"bin/consolidate {other}, then bin/evaluate {other}")
+    refused(run, other, "made from other instances", f"bin/consolidate {other}")
     shutil.rmtree(other / "evaluation")
     refused(run, other, f"{other} is not evaluated: not done (no done.json)", f"next: bin/evaluate {other}")
