@@ -95,6 +95,8 @@ def inference_table(data: Path, place: Path) -> Iterator[str]:
     yield ""
     yield from _hybrid(model, natural_file(rows, place), place)
     shutil.rmtree(model)
+    yield ""
+    yield from _memory(place)
 
 
 def _hybrid(model: Path, data: Path, place: Path) -> Iterator[str]:
@@ -114,6 +116,37 @@ def _hybrid(model: Path, data: Path, place: Path) -> Iterator[str]:
     yield "|---|---|---|---|"
     for mode, spent in seconds.items():
         yield f"| {mode} | {spent:.1f} | {NATURAL_ROWS / spent:,.0f} | {seconds['meta_only'] / spent:.1f} |"
+
+
+def _memory(place: Path) -> Iterator[str]:
+    """Peak memory of `predict` as the kernel has it (maximum resident set), for 10^5 to 10^7 rows."""
+    data, run = place / "narrow", place / "narrow-run"
+    make_table(data, 300, 20, 2, 5)
+    make_plan(data, run, "--strategy", "single", "--n-estimators", "10", "--n-folds", "2")
+    train(run)
+    subprocess.run([ROOT / "bin/consolidate", "--quiet", run], check=True, stdout=subprocess.DEVNULL)
+    table = pa.concat_tables([pq.read_table(f) for f in sorted(data.glob("*.parquet"))]).slice(0, 100_000)
+    pq.write_table(table, place / "one.parquet", row_group_size=16_384)
+    yield "Peak resident memory of `predict`, 20 features, 30 trees; files of 100,000 rows each.\n"
+    yield "| rows | meta_only | hybrid |"
+    yield "|---|---|---|"
+    for files in (1, 10, 100):
+        folder = place / f"files-{files}"
+        folder.mkdir()
+        for number in range(files):
+            os.link(place / "one.parquet", folder / f"part-{number:03d}.parquet")
+        peaks = []
+        for mode in ("meta_only", "hybrid"):
+            out = place / f"out-{files}-{mode}"
+            process = subprocess.Popen(
+                [ROOT / "bin/predict", "--quiet", "--mode", mode, run, folder, out], stdout=subprocess.DEVNULL
+            )
+            _, status, usage = os.wait4(process.pid, 0)
+            if status:
+                raise SystemExit(f"predict ended with {os.waitstatus_to_exitcode(status)}")
+            peaks.append(f"{usage.ru_maxrss / 1024:.0f} MiB")
+            shutil.rmtree(out)
+        yield f"| {files * table.num_rows:,} | {peaks[0]} | {peaks[1]} |"
 
 
 def _pandas(model: Path, rows: Path, *, dmatrix: bool) -> tuple[Callable[[], np.ndarray], int]:
