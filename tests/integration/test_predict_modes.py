@@ -269,7 +269,7 @@ def test_every_part_says_where_it_comes_from(trained: Path, tmp_path: Path) -> N
         assert said == {
             "metabatch_version": bundle["metabatch_version"], "model_fingerprint": bundle["fingerprint"],
             "model_sha256": sha256_file(trained / "ensemble" / "done.json"),
-            "combination": bundle["combination"]["method"], 
+            "combination": bundle["combination"]["method"],
             "mode": "hybrid", "coverage": "selective", "uncertain_low": "0.02", "uncertain_high": "0.5",
             "source": file.name, "row_groups": "0-2",
         }  # fmt: skip
