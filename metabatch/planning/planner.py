@@ -19,6 +19,7 @@ from metabatch.data.schema import union_schema
 from metabatch.data.shards import find_parquet, scan_shards
 from metabatch.data.statistics import measure_features
 from metabatch.options import Options, validate
+from metabatch.planning.advice import prefer_exact
 from metabatch.planning.allocation import Allocation
 from metabatch.planning.decision import decide
 from metabatch.planning.existing import existing_plan
@@ -132,6 +133,7 @@ def make_plan(
 
     decision = decide(training, columns, options, explicit, budget, probe, law_of, one_model=student is not None)
     options, law, choice = decision.options, decision.law, decision.choice
+    warnings += prefer_exact(choice.strategy, decision.alternatives, budget)
     allocation = choice.allocation
     if allocation is None:
         raise RuntimeError("a chosen strategy has no allocation")

@@ -21,17 +21,17 @@ from metabatch.errors import UsageError
 from metabatch.models.pooling import pool
 from metabatch.options import COMBINATIONS
 from metabatch.rundir.manifests import Combination
-from tests.conftest import DEMO, NO_ANALYSES, start, succeed, train_all
+from tests.conftest import DEMO, NO_ANALYSES, plan_of, start, succeed, train_all
 
 CLASSES = ("neither", "donor", "acceptor")
 
 
 @pytest.fixture(scope="module")
-def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five instances on the demo and a holdout, combined and evaluated."""
-    run = tmp_path_factory.mktemp("five") / "run"
+def members(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Members on the demo and a holdout, combined and evaluated; four, so that weights can differ."""
+    run = tmp_path_factory.mktemp("members") / "run"
     succeed(
-        "plan", "--quiet", "--strategy", "multi-instance", "--min-instances", "5", "--holdout-fraction", "0.3",
+        "plan", "--quiet", "--strategy", "multi-instance", "--min-instances", "4", "--holdout-fraction", "0.3",
         "--n-folds", "2", "--n-estimators", "12", "--learning-rate", "0.3", "--early-stopping-patience", "0",
         *NO_ANALYSES, DEMO, run,
     )  # fmt: skip
@@ -57,17 +57,17 @@ def read(run: Path, name: str) -> dict:
     return json.loads((run / name).read_text())
 
 
-def test_every_rule_is_judged_against_the_mean_and_the_bundle_holds_the_one_taken(five: Path) -> None:
-    learned, bundle = read(five, "ensemble/combination.json"), read(five, "ensemble/bundle.json")
+def test_every_rule_is_judged_against_the_mean_and_the_bundle_holds_the_one_taken(members: Path) -> None:
+    learned, bundle = read(members, "ensemble/combination.json"), read(members, "ensemble/bundle.json")
     assert [line["method"] for line in learned["judged"]] == list(COMBINATIONS)
     taken = [line for line in learned["judged"] if line["taken"]]
     assert [line["method"] for line in taken] == [bundle["combination"]["method"]] == [learned["rule"]["method"]]
     if taken[0]["method"] != "mean":
         assert taken[0]["difference_ci95"][0] > 0
-    genes = pl.read_parquet(five / "ensemble/combination_genes.parquet")
-    train = pl.read_parquet(five / "genes.parquet").filter(pl.col("split") == "train")
+    genes = pl.read_parquet(members / "ensemble/combination_genes.parquet")
+    train = pl.read_parquet(members / "genes.parquet").filter(pl.col("split") == "train")
     assert set(genes["gene_id"]) <= set(train["gene_id"])
-    metrics, report = read(five, "evaluation/metrics.json"), (five / "evaluation/report.html").read_text()
+    metrics, report = read(members, "evaluation/metrics.json"), (members / "evaluation/report.html").read_text()
     assert metrics["combination"]["judged"] == learned["judged"]
     assert metrics["out_of_instance"] == learned["estimate"]
     assert "How the members are combined" in report
@@ -75,9 +75,9 @@ def test_every_rule_is_judged_against_the_mean_and_the_bundle_holds_the_one_take
 
 
 def test_a_rule_asked_for_is_what_predictions_and_evaluation_follow(
-    five: Path, copy_of: Callable[[Path], Path], frame: pl.DataFrame, data: pl.DataFrame
+    members: Path, copy_of: Callable[[Path], Path], frame: pl.DataFrame, data: pl.DataFrame
 ) -> None:
-    run = copy_of(five)
+    run = copy_of(members)
     mean = metabatch.load(run)
     said = succeed("consolidate", "--combine", "stacking", run).out
     assert "stacking (as asked for)" in said
@@ -85,7 +85,7 @@ def test_a_rule_asked_for_is_what_predictions_and_evaluation_follow(
     model = metabatch.load(run)
     rule = model.bundle.combination
     assert rule.method == "stacking"
-    own = mean.member_probabilities(frame.to_arrow(), np.ones((5, frame.height), dtype=bool))
+    own = mean.member_probabilities(frame.to_arrow(), np.ones((4, frame.height), dtype=bool))
     assert np.array_equal(model.predict_proba(frame), pool(own, rule))
     succeed("evaluate", "--quiet", run)
     scored = pl.read_parquet(run / "evaluation/predictions.parquet")
@@ -94,21 +94,21 @@ def test_a_rule_asked_for_is_what_predictions_and_evaluation_follow(
 
 
 def test_top_k_does_not_ask_the_members_it_left_out(
-    five: Path, copy_of: Callable[[Path], Path], frame: pl.DataFrame
+    members: Path, copy_of: Callable[[Path], Path], frame: pl.DataFrame
 ) -> None:
-    run = copy_of(five)
+    run = copy_of(members)
     succeed("consolidate", "--quiet", "--combine", "top-k", run)
     model = metabatch.load(run)
     weights = np.array(model.bundle.combination.weights)
     assert set(weights) <= {0.0, 1.0}
-    speaks = np.broadcast_to((weights > 0)[:, None], (5, frame.height))
+    speaks = np.broadcast_to((weights > 0)[:, None], (4, frame.height))
     own = model.member_probabilities(frame.to_arrow(), speaks)
     assert np.isnan(own[weights == 0]).all()
     assert np.array_equal(model.predict_proba(frame), own[weights > 0].sum(axis=0) / (weights > 0).sum())
 
 
-def test_the_estimate_by_other_members_agrees_with_the_true_holdout(five: Path) -> None:
-    metrics = read(five, "evaluation/metrics.json")
+def test_the_estimate_by_other_members_agrees_with_the_true_holdout(members: Path) -> None:
+    metrics = read(members, "evaluation/metrics.json")
     for name in ("donor", "acceptor"):  # by the gain: the base model, too, finds the dozen holdout genes easier
         low, high = metrics["difference"][name]["ci95"]
         assert low <= metrics["out_of_instance"]["difference"][name]["ap"] <= high
@@ -147,10 +147,11 @@ def test_one_model_has_nothing_to_combine_and_says_so(trained: Path) -> None:
     assert "there is one member" in refused.err
     assert (trained / "ensemble/done.json").is_file()
     assert start("consolidate", "--combine", "best", trained).code == 2
+    assert not any("fits the budget too" in w for w in plan_of(trained)["warnings"])  # advice for ensembles only
 
 
-def test_scikit_learns_tools_take_the_loaded_model(five: Path, frame: pl.DataFrame) -> None:
-    model = metabatch.load(five)
+def test_scikit_learns_tools_take_the_loaded_model(members: Path, frame: pl.DataFrame) -> None:
+    model = metabatch.load(members)
     check_is_fitted(model)
     table, label = frame.select(model.feature_names).to_pandas(), frame["splice_type"].to_numpy()
     assert model.score(table, label) == accuracy_score(label, model.predict(table))
@@ -167,8 +168,8 @@ def test_scikit_learns_tools_take_the_loaded_model(five: Path, frame: pl.DataFra
         model.fit(table, label)
 
 
-def test_a_pickled_model_predicts_the_same_bits(five: Path, frame: pl.DataFrame) -> None:
-    model = metabatch.load(five)
+def test_a_pickled_model_predicts_the_same_bits(members: Path, frame: pl.DataFrame) -> None:
+    model = metabatch.load(members)
     again = pickle.loads(pickle.dumps(model))
     assert isinstance(again, MetaModel)
     assert np.array_equal(again.predict_proba(frame), model.predict_proba(frame))

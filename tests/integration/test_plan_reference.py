@@ -47,6 +47,7 @@ def test_their_defaults_give_seven_instances_of_1500(reference: Path, tmp_path: 
     assert plan["coverage"] == 1.0
     assert "sbatch --array=0-6 --mem=" in out
     assert "10,500 slots, 1,220 shared" in out
+    assert "--strategy external fits the budget too" in out  # an exact model of all genes can be had
     rows = [i["rows"] for i in plan["instances"]]
     assert (max(rows) - min(rows)) / np.mean(rows) <= 0.05
     table = pl.read_parquet(tmp_path / "run" / "assignments.parquet")

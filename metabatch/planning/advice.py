@@ -1,0 +1,30 @@
+"""What a plan advises where an exact model of all genes can be had instead of an ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from metabatch.rundir.manifests import Alternative, Budget
+
+
+def prefer_exact(strategy: str, alternatives: Sequence[Alternative], budget: Budget) -> list[str]:
+    """A note where members are planned though one model of all genes fits the budget; none otherwise.
+
+    Members see a part of the genes each. How far that puts them behind one model depends on the data and is measured
+    by `evaluate --against`; benchmarks/RESULTS.md ("One model, members, combinations and the student") has examples.
+    """
+    if strategy != "multi-instance":
+        return []
+    fitting = [
+        a for a in alternatives
+        if a.strategy != strategy and a.predicted_peak_bytes is not None and a.predicted_peak_bytes <= budget.bytes
+    ]  # fmt: skip
+    if not fitting:
+        return []
+    best = min(fitting, key=lambda a: (a.relative_time is None, a.relative_time))
+    peak = (best.predicted_peak_bytes or 0) / 2**30
+    return [
+        f"--strategy {best.strategy} fits the budget too ({peak:.2f} GB) and makes one model of all genes, where each "
+        "member of an ensemble sees a part of them: expect the ensemble to be no better; bin/evaluate RUN --against "
+        "RUN2 measures by how much it is worse"
+    ]
