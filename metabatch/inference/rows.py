@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from metabatch.data.batches import Piece, Reader
+from metabatch.data.batches import Piece, Reader, ahead
 from metabatch.ensemble.estimator import MetaModel
 from metabatch.inference.modes import BaseScores, Output
 from metabatch.resources.law import JOINED_ROWS
@@ -72,7 +72,7 @@ def predict_rows(output: Output, estimator: MetaModel | None, pieces: Sequence[P
 
 def _all_rows(output: Output, estimator: MetaModel, pieces: Sequence[Piece], where: str) -> Iterator[Step]:
     group = output.bundle.columns.group
-    for table in Reader(pieces, [*output.narrow, *estimator.feature_names], group):
+    for table in ahead(iter(Reader(pieces, [*output.narrow, *estimator.feature_names], group))):
         proba = estimator.predict_batch(table, where=where)
         yield Step(output.table(table, {}, None, proba), table.num_rows, table.num_rows)
 
