@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metabatch.analysis.answer import answer_lines, band, number, signed
-from metabatch.planning.inspect import Inspection
 from metabatch.resources.limits import cpu_limits, memory_limits
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.manifests import Plan
 from metabatch.rundir.state import RunState, sbatch_line
 from metabatch.rundir.tables import read_leakage
+
+if TYPE_CHECKING:
+    from metabatch.planning.inspect import Inspection  # its libraries take a second
 
 # Lines of the leakage screen; leakage.parquet has all.
 _MOST_LEAKS = 25

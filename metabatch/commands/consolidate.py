@@ -6,7 +6,6 @@ import sys
 
 from metabatch.commands._cli import COMMON, EXIT_CODES, Arguments, Text, run_command
 from metabatch.commands._options import convert
-from metabatch.ensemble.consolidate import consolidate
 from metabatch.options import COMBINATIONS
 from metabatch.rundir.layout import require_run
 
@@ -24,6 +23,9 @@ Options:
 def action(arguments: Arguments) -> Text:
     run = require_run(arguments["RUN"])
     options, given = convert(arguments)
+
+    from metabatch.ensemble.consolidate import consolidate  # its libraries take seconds: not for a wrong option
+
     result = consolidate(run, combine=options.combine if "combine" in given else None, force=arguments["--force"])
     head = "already consolidated, nothing was changed: " if result.already else ""
     rule = result.combination

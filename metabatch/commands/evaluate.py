@@ -8,9 +8,6 @@ from metabatch.commands._cli import COMMON, EXIT_CODES, Arguments, Text, run_com
 from metabatch.commands._tables import against_text, evaluation_text
 from metabatch.commands.train_instance import thread_count
 from metabatch.errors import UsageError
-from metabatch.evaluation.against import against, check_others
-from metabatch.evaluation.against_report import cells, compared_on, hows, tables
-from metabatch.evaluation.evaluate import evaluate
 from metabatch.rundir.layout import RunDir, require_run
 
 USAGE = f"""Evaluate the ensemble on genes it did not train on, beside the base model; or beside other runs.
@@ -29,9 +26,14 @@ Options:
 def action(arguments: Arguments) -> Text:
     run = require_run(arguments["RUN"])
     others = _others(arguments["--against"])
+    threads = thread_count(arguments)
+
+    from metabatch.evaluation.against import check_others  # its libraries take seconds: not for a wrong option
+    from metabatch.evaluation.evaluate import evaluate
+
     if others:
         check_others(run, others)  # what cannot be compared is said before a long evaluation
-    result = evaluate(run, threads=thread_count(arguments), force=arguments["--force"])
+    result = evaluate(run, threads=threads, force=arguments["--force"])
     if others:
         head = "" if result.already else f"evaluated first: {result.report}\n\n"
         return _against(run, others, head, force=arguments["--force"])
@@ -49,6 +51,9 @@ def _others(text: str | None) -> list[RunDir]:
 
 
 def _against(run: RunDir, others: list[RunDir], head: str, *, force: bool) -> Text:
+    from metabatch.evaluation.against import against
+    from metabatch.evaluation.against_report import cells, compared_on, hows, tables
+
     result = against(run, others, force=force)
     found = result.comparison
     shown = [(t.title, t.columns, cells(t)) for t in tables(found)]

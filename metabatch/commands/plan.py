@@ -8,7 +8,6 @@ from pathlib import Path
 from metabatch.commands._cli import COMMON, EXIT_CODES, Arguments, Text, run_command
 from metabatch.commands._options import convert, options_text
 from metabatch.commands._tables import plan_text
-from metabatch.planning.planner import make_plan
 from metabatch.rundir.layout import RunDir
 
 USAGE = f"""Plan a run: strategy, holdout genes, instances, memory per instance.
@@ -26,6 +25,9 @@ Common:
 
 def action(arguments: Arguments) -> Text:
     options, explicit = convert(arguments)
+
+    from metabatch.planning.planner import make_plan  # its libraries take seconds: not for a wrong option
+
     run = RunDir(Path(arguments["RUN"]))
     result = make_plan(Path(arguments["DATASET"]), run, options, explicit, force=arguments["--force"])
     head = "already planned: nothing was changed\n\n" if result.already else ""

@@ -10,8 +10,7 @@ from typing import Any
 from metabatch.commands._cli import COMMON, EXIT_CODES, Arguments, Text, run_command
 from metabatch.commands.train_instance import thread_count
 from metabatch.errors import UsageError
-from metabatch.inference.request import UNCERTAIN_HIGH, UNCERTAIN_LOW, Request
-from metabatch.inference.stream import predict
+from metabatch.inference.request import UNCERTAIN_HIGH, UNCERTAIN_LOW, Request, check_request
 
 USAGE = f"""Predict on parquet of any size, in bounded memory.
 
@@ -44,9 +43,13 @@ Options:
 
 
 def action(arguments: Arguments) -> Text:
-    out = Path(arguments["OUT"])
+    out, request = Path(arguments["OUT"]), request_of(arguments)
+    check_request(request)
+
+    from metabatch.inference.stream import predict  # its libraries take seconds: not for a wrong option
+
     result = predict(
-        arguments["MODEL"], arguments["DATA"], out, request_of(arguments),
+        arguments["MODEL"], arguments["DATA"], out, request,
         fill_missing_kmers=arguments["--fill-missing-kmers"], threads=thread_count(arguments),
         force=arguments["--force"],
     )  # fmt: skip
