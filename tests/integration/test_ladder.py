@@ -292,7 +292,7 @@ def test_a_child_dies_with_its_supervisor(at_work: tuple[Path, subprocess.Popen[
 def test_memory_is_flat_from_fold_to_fold(unlimited: Path, tmp_path: Path, wide: Path) -> None:
     run = tmp_path / "run"
     succeed("plan", "--quiet", "--strategy", "single", "--n-folds", "5", "--n-estimators", "3",
-            "--holdout-fraction", "0", wide, run)  # fmt: skip
+            "--holdout-fraction", "0", *NO_ANALYSES, wide, run)  # fmt: skip
     succeed("train-instance", "--quiet", run, "0")
     after = json.loads((run / "instances/00/resource_usage.json").read_text())["after_fold_bytes"]
     assert len(after) == 3 * 5

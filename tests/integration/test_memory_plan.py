@@ -81,7 +81,7 @@ def test_a_plan_learns_from_the_peaks_of_an_earlier_run(trained: Path, tmp_path:
 
 
 def test_a_law_that_was_wrong_is_put_right_by_what_a_run_measured(tmp_path: Path) -> None:
-    data = counts_table(tmp_path / "data", 60_000, 1500, 8)
+    data = counts_table(tmp_path / "data", 30_000, 1500, 8)
     words = ("--n-folds", "0", "--calibration", "none", "--n-estimators", "1", "--holdout-fraction", "0", *NO_ANALYSES)
     succeed("plan", "--quiet", *words, data, tmp_path / "old")
     succeed("train-instance", "--quiet", tmp_path / "old", "0")

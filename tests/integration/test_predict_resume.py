@@ -129,7 +129,7 @@ predict(sys.argv[1], sys.argv[2], Path(sys.argv[3]), request, threads=1, force=T
 """
 
 
-@pytest.mark.parametrize("moved", [0, 7])
+@pytest.mark.parametrize("moved", [7])
 def test_killed_while_it_publishes_it_knows_its_files_again(
     moved: int, trained: Path, data: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
