@@ -180,7 +180,9 @@ def _metabatch(model: Path, rows: Path, copies: int, *, one: bool) -> tuple[Call
     from metabatch.ensemble.estimator import MetaModel
 
     loaded = metabatch.load(model)
-    members = list(loaded.members)[:1] if one else list(loaded.members) * copies
+    members = list(loaded.members)[:1] if one else list(loaded.members)
+    for _ in range(copies - 1):  # boosters of their own, which share nothing
+        members += metabatch.load(model).members
     rule = equal(len(members)) if one or copies > 1 else loaded.bundle.combination
     estimator = MetaModel(msgspec.structs.replace(loaded.bundle, combination=rule), members)
     estimator.set_threads(2)
