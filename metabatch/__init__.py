@@ -30,7 +30,8 @@ def load(path: Any, *, fill_missing_kmers: bool = False) -> MetaModel:
     Returns
     -------
     MetaModel
-        With ``predict_proba(X) -> (n, n_classes)``, ``predict(X)``, ``classes_``, ``feature_names``.
+        With ``predict_proba(X) -> (n, n_classes)``, ``predict(X)``, ``classes_``
+        (sorted), ``feature_names``.
 
     Raises
     ------

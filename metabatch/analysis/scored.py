@@ -10,13 +10,12 @@ import numpy as np
 import polars as pl
 
 from metabatch.analysis.sampling import draw_units
+from metabatch.data.schema import BACKWARD, FORWARD
 from metabatch.metrics.thresholds import OperatingPoints
 from metabatch.resources.law import ANALYSED_ROWS
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.manifests import Columns, Plan
 from metabatch.rundir.tables import read_genes
-
-_FORWARD, _BACKWARD = ("+", "1", "+1"), ("-", "-1")
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def load_scored(
             position, strand = kept, np.ones(len(gene), dtype=np.int64)
             if "strand" in names:
                 text = pl.col("strand").cast(pl.String)
-                sign = pl.when(text.is_in(_FORWARD)).then(1).when(text.is_in(_BACKWARD)).then(-1).otherwise(0)
+                sign = pl.when(text.is_in(FORWARD)).then(1).when(text.is_in(BACKWARD)).then(-1).otherwise(0)
                 known = read(sign.cast(pl.Int64))
                 strand = known if known.all() else strand
     raw = f"{classes[0]}_raw" in names and not only_scores

@@ -82,6 +82,8 @@ class Reader:
         except MemoryError:  # Arrow's own is an ArrowException too
             raise
         except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # of the disk or the network, not of the file
+                raise
             raise InputError(
                 f"{piece.file.name} is damaged: {str(error).splitlines()[0]}",
                 where=f"{piece.file}, row group {piece.row_group}",

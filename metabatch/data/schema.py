@@ -19,6 +19,8 @@ from metabatch.errors import InputError
 from metabatch.rundir.manifests import CarriedType
 
 _KMER = re.compile(r"^(\d{1,2})mer_([ACGTN]+)$")
+# How strand columns say forward and backward.
+FORWARD, BACKWARD = ("+", "1", "+1"), ("-", "-1")
 
 Dtype = Literal["uint8", "int8", "uint16", "int16", "uint32", "int32", "float32"]
 

@@ -2,14 +2,14 @@
 
 Scores are those of members that trained neither on a row's gene nor on its split group. The genes are cut into folds;
 every rule is fitted on the other folds and combines the fold's rows (cross-fitting), and the differences to the mean
-get intervals by resampling whole genes. The mean stands unless a rule's macro AP is higher beyond its interval, and
-its log loss not higher beyond its own.
+get intervals by resampling whole genes. The mean stands unless a rule's macro AP is higher beyond its interval, widened
+for the number of rules tried, and its log loss not higher beyond its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -19,12 +19,14 @@ from metabatch.data.partition import seeded_rank
 from metabatch.ensemble.combining import equal, fit_rule, log_loss
 from metabatch.errors import InputError
 from metabatch.metrics.bootstrap import Ranking, bootstrap_ap, group_multiplicities, interval
-from metabatch.models.calibration import EPS
+from metabatch.models.calibration import EPS, prior_ratios
 from metabatch.models.pooling import pool
 from metabatch.options import COMBINATIONS, CombinationMethod, CombineOption
 from metabatch.rundir.manifests import Combination
 
 FOLDS, RESAMPLES = 5, 200
+# Chance that a rule no better than the mean is called better, on one side.
+_DOUBT = 0.025
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Choice:
     judged: list[dict[str, Any]]
 
 
-def learnable(rows: HonestRows) -> str | None:
+def learnable(rows: HonestRows, classes: Sequence[str], fold: np.ndarray) -> str | None:
     """Why no weights can be learned from these rows; None when they can."""
     members = len(rows.proba)
     if members < 2:
@@ -76,32 +78,46 @@ def learnable(rows: HonestRows) -> str | None:
         return (
             f"there are {len(np.unique(rows.group))} independent genes to learn from, at least {2 * FOLDS} are needed"
         )
-    return None
+    folds = {name: len(np.unique(fold[(rows.label == c) & (rows.weight > 0)])) for c, name in enumerate(classes)}
+    occurring = [name for name, count in folds.items() if count]
+    if len(occurring) < 2:
+        return f"all rows are {' '.join(occurring) or 'without weight'}"
+    lonely = [name for name in occurring if folds[name] < 2]
+    return f"{lonely[0]} occurs in one fold of genes only" if lonely else None
 
 
-def choose(rows: HonestRows, classes: tuple[str, ...], asked: CombineOption, seed: int) -> Choice:
+def choose(
+    rows: HonestRows, classes: tuple[str, ...], asked: CombineOption, seed: int, prior: Mapping[str, float]
+) -> Choice:
     """Judge all methods (`auto`), or the one asked for beside the mean.
+
+    Parameters
+    ----------
+    prior : mapping of str to float
+        Natural prevalence of classes (`--prior`), for which members' probabilities are made: rows are weighted by it.
 
     Raises
     ------
     InputError
         A method that has to learn was asked for, and there is nothing to learn from.
     """
-    reason = learnable(rows)
+    fold = _folds(rows.group, seed)
+    reason = learnable(rows, classes, fold)
     if reason is not None:
         if asked not in ("auto", "mean"):
             raise InputError(
-                f"--combine {asked} cannot be learned: {reason}", expected="three or more members, few genes in common",
-                next_step="--combine auto takes the mean then",
+                f"--combine {asked} cannot be learned: {reason}",
+                expected="three or more members, few genes in common", next_step="--combine auto takes the mean then",
             )  # fmt: skip
         rule = equal(len(rows.proba))
         rule = msgspec.structs.replace(
             rule, note=f"nothing to learn from: {reason}" if asked == "auto" else "as asked for"
         )
-        fold = np.zeros(len(rows), dtype=np.int64)
-        return Choice(rule, (rule,), fold, pool(rows.proba, rule), [])
+        return Choice(rule, (rule,), np.zeros_like(fold), pool(rows.proba, rule), [])
+    if prior:
+        ratios = np.array(prior_ratios(rows.label, rows.weight, classes, prior))
+        rows = replace(rows, weight=rows.weight * ratios[rows.label])
     methods = COMBINATIONS if asked == "auto" else tuple(dict.fromkeys(("mean", asked)))
-    fold = _folds(rows.group, seed)
     crossed = {m: _crossed(m, rows, fold) for m in methods}
     pooled: dict[str, np.ndarray] = {m: _pooled(rows, fold, rules) for m, rules in crossed.items()}
     judged = _judge(pooled, rows, classes, seed)
@@ -166,9 +182,11 @@ def _judge(
     lines = []
     for m, p in pooled.items():
         ap, loss = float(np.mean(whole[m])), log_loss(p, rows.label, rows.weight)
-        gain = interval((sampled[m] - sampled["mean"]).mean(axis=0))
+        apart = (sampled[m] - sampled["mean"]).mean(axis=0)
+        gain = interval(apart)
         cost = interval(losses[m] - losses["mean"])
-        better = m != "mean" and gain is not None and gain[0] > 0 and (cost is None or cost[0] <= 0)
+        sure = np.quantile(apart, _DOUBT / max(1, len(pooled) - 1)) > 0  # of all rules tried together (Bonferroni)
+        better = m != "mean" and bool(sure) and (cost is None or cost[0] <= 0)
         lines.append(
             {
                 "method": m, "macro_ap": ap, "log_loss": loss,

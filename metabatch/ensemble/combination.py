@@ -6,6 +6,7 @@ combination_genes.parquet   gene_id, fold: the genes that were learned from, and
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +22,19 @@ from metabatch.analysis.sampling import draw_units
 from metabatch.analysis.scored import ScoredRows, best_thresholds, resampling_units
 from metabatch.data.batches import RowCount, as_float32, as_numpy, as_text
 from metabatch.data.labels import label_codes
+from metabatch.data.shards import verify_unchanged
 from metabatch.ensemble.choosing import RESAMPLES, HonestRows, choose
 from metabatch.ensemble.estimator import MetaModel
 from metabatch.ensemble.speakers import member_scores, speakers
+from metabatch.errors import InputError
 from metabatch.models.pooling import pool
 from metabatch.options import CombineOption
+from metabatch.resources.progress import Progress
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.manifests import Combination, Plan, save
 from metabatch.rundir.tables import read_genes
 
+log = logging.getLogger(__name__)
 # Whole genes with at most so many rows are learned from: every member scores them.
 COMBINED_ROWS = 100_000
 _FILE, _GENES = "combination.json", "combination_genes.parquet"
@@ -41,7 +46,8 @@ class Learned(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     rule : as in bundle.json. crossed : the same method fitted without each fold of genes.
     judged : a line a method that was tried. estimate : base and meta on the training genes, each by members that did
-        not train on it, combined by the rule fitted without it; None with one member. on : which rows these are.
+        not train on it, combined by the rule fitted without it (which of the methods, all of these genes decided); None
+        with one member. on : which rows these are. rows_read, rows_asked : decoded, and of the genes drawn.
     """
 
     format_version: int = 1
@@ -50,6 +56,8 @@ class Learned(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     judged: tuple[dict[str, Any], ...]
     estimate: dict[str, Any] | None
     on: str
+    rows_read: int
+    rows_asked: int
 
 
 @dataclass(frozen=True)
@@ -89,8 +97,11 @@ def learn_combination(run: RunDir, plan: Plan, model: MetaModel, asked: CombineO
     InputError
         What was asked for cannot be learned here.
     """
-    rows = _honest_rows(run, plan, model)
-    choice = choose(rows, plan.columns.classes, asked, plan.seed)
+    count = RowCount()
+    if len(model.members) > 1:
+        verify_unchanged(plan.dataset)
+    rows = _honest_rows(run, plan, model, count)
+    choice = choose(rows, plan.columns.classes, asked, plan.seed, plan.options.prior)
     _, first = np.unique(rows.gene, return_index=True)
     names = [rows.gene_names[g] for g in rows.gene[first]]
     genes = pl.DataFrame({"gene_id": names, "fold": choice.fold[first].astype(np.int32)}, schema=_FOLDS_SCHEMA)
@@ -109,12 +120,22 @@ def learn_combination(run: RunDir, plan: Plan, model: MetaModel, asked: CombineO
         if choice.judged:
             best = best_thresholds(scored, plan.columns.classes)
             thresholds = {name: t for name, t in best.items() if t is not None}
-    learned = Learned(rule=choice.rule, crossed=choice.crossed, judged=tuple(choice.judged), estimate=estimate, on=on)
+    log.info("combination: %s rows read for %s asked", f"{count.read:,}", f"{count.asked:,}")
+    learned = Learned(
+        rule=choice.rule, crossed=choice.crossed, judged=tuple(choice.judged), estimate=estimate, on=on,
+        rows_read=count.read, rows_asked=count.asked,
+    )  # fmt: skip
     return Outcome(learned, genes.sort("gene_id"), thresholds)
 
 
-def _honest_rows(run: RunDir, plan: Plan, model: MetaModel) -> HonestRows:
-    """Rows of training genes, whole split groups drawn, that one member at least did not train on."""
+def _honest_rows(run: RunDir, plan: Plan, model: MetaModel, count: RowCount) -> HonestRows:
+    """Rows of training genes, whole split groups drawn, that one member at least did not train on.
+
+    Raises
+    ------
+    InputError
+        The data set has other rows of these genes than the plan.
+    """
     columns, classes = plan.columns, plan.columns.classes
     units = resampling_units(run, plan)
     may = speakers(run, plan)
@@ -126,17 +147,25 @@ def _honest_rows(run: RunDir, plan: Plan, model: MetaModel) -> HonestRows:
     here = table.join(drawn.select("unit").with_row_index("group"), on="unit").sort("gene_id")
     codes = {gene: code for code, gene in enumerate(here["gene_id"])}
     found: dict[str, list[np.ndarray]] = {n: [] for n in ("proba", "base", "label", "weight", "gene")}
-    for batch, proba in member_scores(run, plan, model, {g: may[g] for g in codes}, RowCount()):
-        found["proba"].append(proba)
-        found["label"].append(label_codes(batch, columns))
-        found["gene"].append(np.array([codes[g] for g in as_text(batch.column(columns.group)).to_pylist()]))
-        weight = as_numpy(batch.column(columns.weight)) if columns.weight else np.ones(batch.num_rows)
-        found["weight"].append(weight.astype(np.float32).astype(np.float64))
-        base = np.full((batch.num_rows, len(classes)), np.nan, dtype=np.float32)
-        for code, name in enumerate(classes):
-            if name in columns.scores:
-                base[:, code] = as_numpy(as_float32(batch.column(columns.scores[name])).fill_null(float("nan")))
-        found["base"].append(base)
+    expected = int(here["rows"].sum())
+    with Progress("combination", expected, "rows") as progress:
+        for batch, proba in member_scores(run, plan, model, {g: may[g] for g in codes}, count):
+            found["proba"].append(proba)
+            found["label"].append(label_codes(batch, columns))
+            found["gene"].append(np.array([codes[g] for g in as_text(batch.column(columns.group)).to_pylist()]))
+            weight = as_numpy(batch.column(columns.weight)) if columns.weight else np.ones(batch.num_rows)
+            found["weight"].append(weight.astype(np.float32).astype(np.float64))
+            base = np.full((batch.num_rows, len(classes)), np.nan, dtype=np.float32)
+            for code, name in enumerate(classes):
+                if name in columns.scores:
+                    base[:, code] = as_numpy(as_float32(batch.column(columns.scores[name])).fill_null(float("nan")))
+            found["base"].append(base)
+            progress.advance(batch.num_rows)
+    if (come := sum(len(part) for part in found["label"])) != expected:
+        raise InputError(
+            f"the data set has {come:,} rows of {here.height:,} genes", expected=f"{expected:,}, as planned",
+            where=plan.dataset.path,
+        )  # fmt: skip
     members, k = len(model.members), len(classes)
     empty = {"proba": (members, 0, k), "base": (0, k)}
     joined = {

@@ -38,7 +38,8 @@ class MetaModel(ClassifierMixin, BaseEstimator):
     Attributes
     ----------
     classes_ : ndarray of str, shape (k,)
-        Order of the columns of `predict_proba`.
+        Order of the columns of `predict_proba`: sorted, as scikit-learn's classifiers have them, whatever the order of
+        `--classes`.
     feature_names, feature_names_in_ : list of str, and the same as ndarray of str, shape (n_features_in_,)
         Features in order; for data without column names this is the order expected.
     n_features_in_ : int
@@ -51,7 +52,9 @@ class MetaModel(ClassifierMixin, BaseEstimator):
         self.members = members
         self.fill_missing_kmers = fill_missing_kmers
         self.preprocessor = Preprocessor(bundle.features)
-        self.classes_ = np.array(bundle.columns.classes, dtype=object)
+        # scikit-learn's scorers take it for granted that classes are sorted.
+        self._sorted = np.argsort(bundle.columns.classes)
+        self.classes_ = np.array(bundle.columns.classes, dtype=object)[self._sorted]
         self.feature_names = [f.name for f in bundle.features]
         self.feature_names_in_ = np.array(self.feature_names, dtype=object)
         self.n_features_in_ = len(self.feature_names)
@@ -80,7 +83,7 @@ class MetaModel(ClassifierMixin, BaseEstimator):
         Returns
         -------
         ndarray of float64, shape (n, k)
-            Rows add up to 1.
+            Columns as `classes_`; rows add up to 1.
 
         Raises
         ------
@@ -93,7 +96,7 @@ class MetaModel(ClassifierMixin, BaseEstimator):
             self.predict_batch(table.slice(start, WHOLE_GROUP_ROWS))
             for start in range(0, table.num_rows, WHOLE_GROUP_ROWS)
         ]
-        return np.concatenate(parts) if parts else np.empty((0, len(self.classes_)))
+        return np.concatenate(parts)[:, self._sorted] if parts else np.empty((0, len(self.classes_)))
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
         """The most probable class of each row, shape (n,)."""
@@ -103,7 +106,9 @@ class MetaModel(ClassifierMixin, BaseEstimator):
         self.preprocessor.require(names, fill_missing_kmers=self.fill_missing_kmers, where=where)
 
     def predict_batch(self, table: pa.Table, *, where: str = "data") -> np.ndarray:
-        """Probabilities for one batch, float64, shape (n, k); absent columns are filled as in training."""
+        """Probabilities for one batch, float64, shape (n, k), classes as in the bundle; absent columns are filled as in
+        training.
+        """
         asked = np.array(self.bundle.combination.weights) > 0
         speaks = np.broadcast_to(asked[:, None], (len(asked), table.num_rows))
         return pool(self.member_probabilities(table, speaks, where=where), self.bundle.combination)
@@ -121,7 +126,7 @@ class MetaModel(ClassifierMixin, BaseEstimator):
         Returns
         -------
         ndarray of float64, shape (m, n, k)
-            NaN where a member was not asked.
+            Classes as in the bundle; NaN where a member was not asked.
         """
         batch = self.preprocessor.transform(table, where=where)
         found = np.full((len(self.members), table.num_rows, len(self.classes_)), np.nan)

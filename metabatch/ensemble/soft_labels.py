@@ -53,8 +53,8 @@ def open_teacher(path: str) -> TeachingRun:
     Raises
     ------
     InputError
-        No run, a copied bundle, no finished or an altered ensemble, changed data, or training genes of which no member
-        may speak.
+        No run, a copied bundle, a plan with a prior, no finished or an altered ensemble, changed data, or training genes
+        of which no member may speak.
     """
     if (Path(path) / BUNDLE_FILE).is_file():
         raise InputError(
@@ -63,6 +63,13 @@ def open_teacher(path: str) -> TeachingRun:
         )  # fmt: skip
     run = require_run(path)
     plan = open_plan(run)
+    if plan.options.prior:
+        raise InputError(
+            f"{path} was planned with --prior: its probabilities are at another prevalence than the rows a student is "
+            "judged on",
+            expected="a teacher without --prior", where=str(run.plan),
+            next_step="train the teacher without it, and give --prior to distill",
+        )  # fmt: skip
     check_made_from(run, plan, ensemble_inputs(run, plan))
     verify_unchanged(plan.dataset)
     genes = read_genes(run)

@@ -60,7 +60,7 @@ def member_scores(
     for table in Reader(pieces, names, columns.group, count=count):
         gene = as_text(table.column(columns.group)).dictionary_encode().unify_dictionaries().combine_chunks()
         flags = np.stack([allowed[g] for g in gene.dictionary.to_pylist()])[gene.indices.to_numpy()]
-        yield table, model.member_probabilities(table, flags.T, where="evaluation genes")
+        yield table, model.member_probabilities(table, flags.T, where=plan.dataset.path)
 
 
 def out_of_fold_rows(run: RunDir, plan: Plan, genes: Sequence[str]) -> Iterator[pa.Table]:

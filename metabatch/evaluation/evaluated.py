@@ -51,8 +51,14 @@ class Evaluated:
 
     @property
     def is_exact(self) -> bool:
-        """One model of all training genes together."""
-        return self.plan.strategy in ("single", "external") and all(u.parts == 1 for u in self.usages)
+        """One model of all training genes together, trained on their labels."""
+        together = self.plan.strategy in ("single", "external") and all(u.parts == 1 for u in self.usages)
+        return together and self.plan.teacher is None
+
+    @property
+    def scoring(self) -> str:
+        """How its rows were scored, without the numbers of genes."""
+        return str(self.metrics["how"]).partition(" (")[0].partition(";")[0]
 
 
 def open_evaluated(runs: Sequence[RunDir]) -> list[Evaluated]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from metabatch.analysis.curves import curves
@@ -15,9 +16,10 @@ from metabatch.analysis.neighbourhoods import neighbourhoods
 from metabatch.analysis.scored import ScoredRows
 from metabatch.analysis.shap_sums import merge_shap
 from metabatch.analysis.shap_words import shap_sentences, shap_shown
+from metabatch.ensemble.bundle import BUNDLE_FILE
 from metabatch.options import ANALYSES
 from metabatch.rundir.layout import RunDir
-from metabatch.rundir.manifests import Plan
+from metabatch.rundir.manifests import Bundle, Combination, Plan, load
 
 
 def explain_run(run: RunDir, plan: Plan, rows: ScoredRows, folder: Path, how: str) -> Sections:
@@ -56,30 +58,41 @@ def explain_run(run: RunDir, plan: Plan, rows: ScoredRows, folder: Path, how: st
 
 
 def _tables(run: RunDir, plan: Plan, name: str) -> list[tuple[float, pl.DataFrame]]:
-    """The instances' tables of an analysis, each with the rows it speaks for."""
+    """The tables of the members that count, each with the rows it speaks for x its weight in the combination."""
     found = []
-    for planned in plan.instances:
+    for planned, weight in zip(plan.instances, _rule(run).weights, strict=True):
+        if not weight:
+            continue
         file = run.instance(planned.index).root / f"{name}.parquet"
         if not file.is_file():
             raise ImpossibleError(f"instance {planned.index} has no {name}.parquet: see its own part of the report")
-        found.append((float(planned.rows), pl.read_parquet(file)))
+        found.append((planned.rows * weight, pl.read_parquet(file)))
     return found
 
 
-def _on(plan: Plan, what: str) -> str:
-    return f"{what} of the {len(plan.instances)} members, weighted by their rows"
+def _rule(run: RunDir) -> Combination:
+    return load(run.ensemble / BUNDLE_FILE, Bundle).combination
+
+
+def _on(run: RunDir, what: str) -> str:
+    rule = _rule(run)
+    asked = np.array(rule.weights) > 0
+    text = f"{what} of the {asked.sum()} members that are asked, weighted by their rows"
+    if rule.coefficients:
+        return f"{text}: of the members, not of what {rule.method} makes of them"
+    return text if len(set(np.array(rule.weights)[asked])) == 1 else f"{text} and their weights in the combination"
 
 
 def _importance(run: RunDir, plan: Plan) -> Found:
     table = merge_importance(_tables(run, plan, "importance"))
     groups = merge_groups(_tables(run, plan, "importance_groups"))
-    return importance_found(table, groups, _on(plan, "the importances"))
+    return importance_found(table, groups, _on(run, "the importances"))
 
 
 def _shap(run: RunDir, plan: Plan) -> Found:
     table = merge_shap(_tables(run, plan, "shap"))
     classes = plan.columns.classes
     return Found(
-        on=_on(plan, "the SHAP values"), says=shap_sentences(table, classes), shown=shap_shown(table, classes),
+        on=_on(run, "the SHAP values"), says=shap_sentences(table, classes), shown=shap_shown(table, classes),
         tables={"shap": table},
     )  # fmt: skip

@@ -107,7 +107,7 @@ def _notes(runs: Sequence[Evaluated]) -> list[str]:
     """What else than their models makes the runs unlike."""
     plans = [e.plan for e in runs]
     unlike = (
-        ([bool(p.holdout.genes) for p in plans],
+        ([e.scoring for e in runs],
          "The runs were scored in different ways (see how): a difference can come from that."),
         ([p.columns.split for p in plans],
          "The runs keep different groups whole; intervals resample those of the first."),
@@ -120,6 +120,10 @@ def _notes(runs: Sequence[Evaluated]) -> list[str]:
     )  # fmt: skip
     notes = [text for values, text in unlike if any(v != values[0] for v in values)]
     for e in runs:
+        if e.plan.teacher is not None:
+            notes.append(f"{e.name} is a student: what its teacher cost is not in its cost.")
+            if not e.plan.holdout.genes:
+                notes.append(f"{e.name}: its teacher knew the genes it is scored on, so its AP is too high.")
         parts = max(u.parts for u in e.usages)
         if parts > 1:
             notes.append(f"{e.name}: memory did not suffice, and genes of an instance were trained in {parts} parts.")

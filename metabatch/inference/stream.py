@@ -77,18 +77,13 @@ def predict(
     )
     done = _predicted(out)
     if done is not None and not force:
-        if done.fingerprint != job.fingerprint:
-            raise InputError(
-                f"{out} holds predictions of another model, on other data, or with other options",
-                expected=f"predictions of {model} on {data} with these options, or a new folder",
-                next_step="choose another OUT, or --force to replace them",
-            )
-        check_stage(out, stage="predict", fingerprint=job.fingerprint)
-        parts = [out / job.name(p) for p in job.parts]
-        rows = sum(_rows_in(part) for part in parts)
+        finished = _finished(job, done, out, f"predictions of {model} on {data} with these options")
         tidy_parts(out)
-        return PredictResult(rows, len(parts), already=True)
+        return finished
     with _no_empty_folder(out), stop_on_signal() as stop, hold_folder(out):
+        done = _predicted(out)  # somebody may have come to an end while we waited for the folder
+        if done is not None and not force:
+            return _finished(job, done, out, f"predictions of {model} on {data} with these options")
         store = Store(out, job.key)
         store.recover([job.name(p) for p in job.parts], published=is_marked(out))
         try:
@@ -105,6 +100,19 @@ def predict(
         finish_stage(store.files, out, stage="predict", fingerprint=job.fingerprint, inputs=job.inputs)
         store.clear()
     return PredictResult(sum(r.rows for r in records), len(job.parts), already=False, kept_parts=kept)
+
+
+def _finished(job: Job, done: Done, out: Path, wanted: str) -> PredictResult:
+    """What lies finished in `out`, if it is what is asked for."""
+    if done.fingerprint != job.fingerprint:
+        raise InputError(
+            f"{out} holds predictions of another model, on other data, or with other options",
+            expected=f"{wanted}, or a new folder",
+            next_step="choose another OUT, or --force to replace them",
+        )
+    check_stage(out, stage="predict", fingerprint=job.fingerprint)
+    rows = sum(_rows_in(out / job.name(part)) for part in job.parts)
+    return PredictResult(rows, len(job.parts), already=True)
 
 
 def _make_parts(job: Job, store: Store, out: Path, stop: StopFlag) -> tuple[list[PartRecord], int]:

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from metabatch.data.batches import Reader, as_text, whole_files
 from metabatch.data.roles import CHROM_COLUMNS
-from metabatch.data.schema import ColumnInfo
+from metabatch.data.schema import BACKWARD, FORWARD, ColumnInfo
 from metabatch.errors import InputError
 from metabatch.inference.request import Request
 from metabatch.inference.writing import as_frame, gzip_file
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 _BLOCK, _WINDOW_ROWS, _MOST_WINDOWS = 1 << 16, 1 << 18, 512
 _BATCH_ROWS = 1 << 16
 # Value of a strand column -> code; anything else is _UNSTRANDED.
-_STRANDS, _UNSTRANDED = {"+": 0, "-": 1}, 2
+_STRANDS, _UNSTRANDED = dict.fromkeys(FORWARD, 0) | dict.fromkeys(BACKWARD, 1), 2
 _STRAND_NAMES = ("plus", "minus", "unstranded")
 
 
@@ -126,7 +126,7 @@ def write_tracks(
 class _Rows:
     """The rows of the parts as chrom, position, strand (code), v0, v1, …: read twice, in order.
 
-    placeless : rows without chromosome or position. unstranded : rows whose strand is neither + nor -.
+    placeless : rows without chromosome or position. unstranded : rows whose strand is neither.
     """
 
     def __init__(self, parts: Sequence[Path], values: Mapping[str, str], places: Places, stop: StopFlag) -> None:

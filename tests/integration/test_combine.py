@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import polars as pl
 import pytest
 from sklearn.calibration import CalibrationDisplay
 from sklearn.inspection import permutation_importance
-from sklearn.metrics import accuracy_score
+from sklearn.metrics import accuracy_score, get_scorer, roc_auc_score
 from sklearn.utils.validation import check_is_fitted
 
 import metabatch
@@ -20,10 +22,11 @@ from metabatch.ensemble.estimator import MetaModel
 from metabatch.errors import UsageError
 from metabatch.models.pooling import pool
 from metabatch.options import COMBINATIONS
-from metabatch.rundir.manifests import Combination
+from metabatch.rundir.manifests import Combination, Plan, load, save
 from tests.conftest import DEMO, NO_ANALYSES, plan_of, start, succeed, train_all
 
 CLASSES = ("neither", "donor", "acceptor")
+SORTED = [2, 1, 0]  # the columns of `predict_proba`
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,7 @@ def test_every_rule_is_judged_against_the_mean_and_the_bundle_holds_the_one_take
     metrics, report = read(members, "evaluation/metrics.json"), (members / "evaluation/report.html").read_text()
     assert metrics["combination"]["judged"] == learned["judged"]
     assert metrics["out_of_instance"] == learned["estimate"]
+    assert learned["rows_asked"] == learned["estimate"]["rows"] <= learned["rows_read"]
     assert "How the members are combined" in report
     assert all(f"<td>{name}" in report for name in COMBINATIONS)
 
@@ -86,7 +90,7 @@ def test_a_rule_asked_for_is_what_predictions_and_evaluation_follow(
     rule = model.bundle.combination
     assert rule.method == "stacking"
     own = mean.member_probabilities(frame.to_arrow(), np.ones((4, frame.height), dtype=bool))
-    assert np.array_equal(model.predict_proba(frame), pool(own, rule))
+    assert np.array_equal(model.predict_proba(frame), pool(own, rule)[:, SORTED])
     succeed("evaluate", "--quiet", run)
     scored = pl.read_parquet(run / "evaluation/predictions.parquet")
     again = pl.concat([data.filter(pl.col("gene_id") == g) for g in scored["gene_id"].unique(maintain_order=True)])
@@ -104,7 +108,7 @@ def test_top_k_does_not_ask_the_members_it_left_out(
     speaks = np.broadcast_to((weights > 0)[:, None], (4, frame.height))
     own = model.member_probabilities(frame.to_arrow(), speaks)
     assert np.isnan(own[weights == 0]).all()
-    assert np.array_equal(model.predict_proba(frame), own[weights > 0].sum(axis=0) / (weights > 0).sum())
+    assert np.array_equal(model.predict_proba(frame), (own[weights > 0].sum(axis=0) / (weights > 0).sum())[:, SORTED])
 
 
 def test_the_estimate_by_other_members_agrees_with_the_true_holdout(members: Path) -> None:
@@ -140,6 +144,22 @@ def test_without_a_holdout_each_gene_is_combined_by_a_rule_that_did_not_see_it(
     assert tried > 5
 
 
+def test_a_data_set_that_changed_after_training_teaches_no_rule(
+    members: Path, copy_of: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    run, data = copy_of(members), Path(shutil.copytree(DEMO, tmp_path / "data"))
+    shard = min(data.glob("*.parquet"))
+    pl.read_parquet(shard).with_columns(donor_score=pl.lit(0.5, pl.Float32)).write_parquet(shard)
+    plan = load(run / "plan.json", Plan)
+    moved = msgspec.structs.replace(plan.dataset, path=str(data))  # the seal does not cover the place
+    save(run / "plan.json", msgspec.structs.replace(plan, dataset=moved))
+    before = (run / "ensemble/done.json").read_bytes()
+    refused = start("consolidate", "--force", run)
+    assert refused.code == 3
+    assert "changed since the plan was made" in refused.err
+    assert (run / "ensemble/done.json").read_bytes() == before
+
+
 def test_one_model_has_nothing_to_combine_and_says_so(trained: Path) -> None:
     assert read(trained, "ensemble/bundle.json")["combination"]["note"] == "nothing to learn from: there is one member"
     refused = start("consolidate", "--combine", "convex", trained)
@@ -158,6 +178,13 @@ def test_scikit_learns_tools_take_the_loaded_model(members: Path, frame: pl.Data
     assert list(model.feature_names_in_) == model.feature_names
     found = permutation_importance(model, table.head(300), label[:300], n_repeats=1, random_state=0, scoring="accuracy")
     assert found.importances_mean.shape == (model.n_features_in_,)
+    proba = model.predict_proba(table)
+    assert list(model.classes_) == sorted(CLASSES)
+    by_hand = [roc_auc_score(label == name, proba[:, code]) for code, name in enumerate(model.classes_)]
+    assert get_scorer("roc_auc_ovr")(model, table, label) == pytest.approx(np.mean(by_hand))
+    assert get_scorer("neg_log_loss")(model, table, label) == pytest.approx(
+        np.log(proba[np.arange(len(label)), np.searchsorted(model.classes_, label)]).mean()
+    )
     donors = model.one_vs_rest("donor")
     check_is_fitted(donors)
     display = CalibrationDisplay.from_estimator(donors, table, label == "donor", n_bins=5)

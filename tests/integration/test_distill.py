@@ -21,7 +21,18 @@ from metabatch.data.batches import as_matrix
 from metabatch.rundir.fingerprint import plan_fingerprint, plan_seal
 from metabatch.rundir.manifests import Plan, load, save
 from metabatch.rundir.publish import sha256_file
-from tests.conftest import DEMO, NO_ANALYSES, at_work, plan_of, start, succeed, train_all, wait_until
+from tests.conftest import (
+    DEMO,
+    NO_ANALYSES,
+    at_work,
+    plan_of,
+    small_table,
+    start,
+    succeed,
+    train_all,
+    wait_until,
+    write_table,
+)
 
 CLASSES = ("neither", "donor", "acceptor")
 FEW = (
@@ -303,6 +314,16 @@ def test_a_teacher_that_cannot_teach_is_refused_and_nothing_is_written(
     refused = start("distill", "--plan-only", run, tmp_path / "student")
     assert refused.code == 3
     assert words in refused.err
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_teacher_with_a_prior_is_refused(tmp_path: Path) -> None:
+    """Its probabilities are at another prevalence than the labels a student is judged by."""
+    data, teacher = write_table(tmp_path / "data", small_table()), tmp_path / "teacher"
+    succeed("plan", "--quiet", "--prior", "donor=0.001", *FEW, data, teacher)
+    refused = start("distill", "--plan-only", teacher, tmp_path / "student")
+    assert refused.code == 3
+    assert "was planned with --prior" in refused.err
     assert not (tmp_path / "student").exists()
 
 

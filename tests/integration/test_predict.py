@@ -48,7 +48,7 @@ def test_predict_writes_every_row_with_ids_scores_and_probabilities(trained: Pat
 
 def test_api_equals_the_command_for_every_kind_of_frame(trained: Path, tmp_path: Path, frame: pl.DataFrame) -> None:
     model = metabatch.load(trained)
-    assert list(model.classes_) == ["neither", "donor", "acceptor"]
+    assert list(model.classes_) == ["acceptor", "donor", "neither"]  # sorted: scikit-learn's scorers rely on it
     proba = model.predict_proba(frame)
     assert proba.shape == (frame.height, 3)
     assert np.allclose(proba.sum(axis=1), 1)
@@ -60,7 +60,8 @@ def test_api_equals_the_command_for_every_kind_of_frame(trained: Path, tmp_path:
     assert set(model.predict(frame)) <= {"neither", "donor", "acceptor"}
     succeed("predict", "--quiet", trained, DEMO / "positions-00000.parquet", tmp_path / "out")
     written = pl.read_parquet(tmp_path / "out" / "part-00000.parquet")
-    assert np.array_equal(written["donor_meta"].to_numpy(), proba[:, 1].astype(np.float32))
+    for code, name in enumerate(model.classes_):
+        assert np.array_equal(written[f"{name}_meta"].to_numpy(), proba[:, code].astype(np.float32))
 
 
 def test_a_copied_bundle_and_the_pickle_are_the_same_model(trained: Path, tmp_path: Path, frame: pl.DataFrame) -> None:

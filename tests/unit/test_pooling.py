@@ -132,10 +132,10 @@ def test_auto_keeps_the_mean_of_equals_and_leaves_it_where_a_member_knows_nothin
     truth = rng.dirichlet((2, 0.5, 0.5), 6_000)
     label = (rng.random((6_000, 1)) > truth.cumsum(axis=1)).sum(axis=1)
     alike = truth * rng.uniform(0.9, 1.1, (4, 6_000, 3))
-    even = choose(honest(alike / alike.sum(axis=2, keepdims=True), label), CLASSES, "auto", 42)
+    even = choose(honest(alike / alike.sum(axis=2, keepdims=True), label), CLASSES, "auto", 42, {})
     assert even.rule.method == "mean"
     assert [line["method"] for line in even.judged] == list(COMBINATIONS)
-    uneven = choose(honest(*members(6_000, (1.0, 1.0, 9.0, 9.0), silent=True)), CLASSES, "auto", 42)
+    uneven = choose(honest(*members(6_000, (1.0, 1.0, 9.0, 9.0), silent=True)), CLASSES, "auto", 42, {})
     taken = next(line for line in uneven.judged if line["taken"])
     assert uneven.rule.method == taken["method"] != "mean"
     assert taken["difference_ci95"][0] > 0
@@ -143,7 +143,7 @@ def test_auto_keeps_the_mean_of_equals_and_leaves_it_where_a_member_knows_nothin
 
 def test_no_row_is_combined_by_a_rule_that_saw_its_gene() -> None:
     rows = honest(*members(3_000, (1.0, 2.0, 4.0), silent=True))
-    choice = choose(rows, CLASSES, "convex", 42)
+    choice = choose(rows, CLASSES, "convex", 42, {})
     assert set(choice.fold) == set(range(FOLDS))
     assert all(len(set(choice.fold[rows.gene == g])) == 1 for g in np.unique(rows.gene))
     for number, rule in enumerate(choice.crossed):
@@ -156,9 +156,36 @@ def test_no_row_is_combined_by_a_rule_that_saw_its_gene() -> None:
 def test_where_nothing_can_be_learned_auto_says_why_and_a_rule_asked_for_is_refused() -> None:
     proba, label = members(1_000, (1.0, 1.0), silent=True)  # two members, each row known to one
     rows = honest(proba, label)
-    assert "left out by two" in str(learnable(rows))
-    choice = choose(rows, CLASSES, "auto", 42)
+    assert "left out by two" in str(learnable(rows, CLASSES, np.arange(1_000) // 50 % FOLDS))
+    choice = choose(rows, CLASSES, "auto", 42, {})
     assert choice.rule.method == "mean"
     assert "nothing to learn from" in choice.rule.note
     with pytest.raises(InputError, match="stacking cannot be learned"):
-        choose(rows, CLASSES, "stacking", 42)
+        choose(rows, CLASSES, "stacking", 42, {})
+
+
+def test_a_class_in_one_fold_of_genes_only_is_nothing_to_learn_from() -> None:
+    proba, label = members(1_000, (1.0, 1.2, 1.4))
+    label = np.where(np.arange(1_000) < 50, label, 0)
+    choice = choose(honest(proba, label), CLASSES, "auto", 42, {})
+    assert choice.rule.method == "mean"
+    assert "occurs in one fold of genes only" in choice.rule.note
+    one = choose(honest(proba, np.zeros(1_000, dtype=np.int64)), CLASSES, "auto", 42, {})
+    assert "all rows are neither" in one.rule.note
+
+
+@pytest.mark.parametrize("method", ["logit-mean", "stacking", "convex"])
+def test_a_learned_rule_keeps_the_natural_prevalence_of_a_prior(method: str) -> None:
+    """Members are made for the prior; the rows have many more sites than that."""
+    prior = {"donor": 0.002, "acceptor": 0.001}
+    proba, label = members(6_000, (1.0, 1.3, 1.6), silent=True)
+    share = np.bincount(label) / len(label)
+    natural = np.array([0.997, 0.002, 0.001])
+    proba = proba * (natural / share)
+    proba /= proba.sum(axis=2, keepdims=True)
+    choice = choose(honest(proba, label), CLASSES, method, 42, prior)  # type: ignore[arg-type]
+    # Rows of the natural prevalence: sites weigh so little.
+    weight = (natural / share)[label]
+    said = np.average(choice.pooled, axis=0, weights=weight)
+    assert 0.001 < said[1] < 0.006  # 0.15 in the rows
+    assert 0.0005 < said[2] < 0.004
