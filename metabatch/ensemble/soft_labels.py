@@ -53,8 +53,8 @@ def open_teacher(path: str) -> TeachingRun:
     Raises
     ------
     InputError
-        No run, a copied bundle, a plan with a prior, no finished or an altered ensemble, changed data, or training genes
-        of which no member may speak.
+        No run, a copied bundle, a plan with a prior, no finished or an altered ensemble, changed data, or training
+        genes of which no member may speak.
     """
     if (Path(path) / BUNDLE_FILE).is_file():
         raise InputError(
