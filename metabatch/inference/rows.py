@@ -91,7 +91,7 @@ def _batches(
         if not found and output.request.selective:
             yield _Batch(sum(seen.rows for seen in run))
         elif found and features:
-            for table in Reader([seen.piece for seen in run], [*output.narrow, *features], group):
+            for table in ahead(iter(Reader([seen.piece for seen in run], [*output.narrow, *features], group))):
                 yield _batch(output, base, table, set(features), where)
         else:
             for table in Reader([seen.piece for seen in run], output.narrow, group, _NARROW_ROWS):
