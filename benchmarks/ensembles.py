@@ -14,7 +14,7 @@ from runs import ROOT, make_plan
 
 from metabatch.options import COMBINATIONS
 
-HOLDOUT, TREES = "0.25", 150
+HOLDOUT, TREES = "0.25", 120
 _MEMBERS = {
     "3 members, overlap 0": (3, "0"),
     "3 members, overlap 0.1": (3, "0.1"),
@@ -56,7 +56,7 @@ def ensembles_lines(place: Path) -> Iterator[str]:
 
 def _plan(data: Path, run: Path, *words: str) -> None:
     make_plan(
-        data, run, "--holdout-fraction", HOLDOUT, "--n-estimators", str(TREES), "--n-folds", "3",
+        data, run, "--holdout-fraction", HOLDOUT, "--n-estimators", str(TREES), "--n-folds", "2",
         "--early-stopping-patience", "20", *words,
     )  # fmt: skip
 
@@ -84,7 +84,7 @@ def _table(data: Path, runs: Path) -> Iterator[str]:
         )  # fmt: skip
         _finish(runs / name)
     _command(
-        "distill", "--analyses", "none", "--n-estimators", str(TREES), "--n-folds", "3", "--early-stopping-patience",
+        "distill", "--analyses", "none", "--n-estimators", str(TREES), "--n-folds", "2", "--early-stopping-patience",
         "20", runs / TEACHER, runs / STUDENT,
     )  # fmt: skip
     others = ",".join(str(runs / name) for name in ("external", *_MEMBERS, STUDENT))
