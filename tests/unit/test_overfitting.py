@@ -37,7 +37,9 @@ def crossed(
     table = Rows(gene, label, np.ones(rows, np.float32), [f"G{i:04d}" for i in range(gene[-1] + 1)], [(rows,)])
     matrix = xgb.QuantileDMatrix(values, max_bin=64, nthread=1)
     booster = Booster(base_score=0.5, min_child_weight=1.0, because="test")
-    plan: Any = SimpleNamespace(options=settings, booster=booster, columns=SimpleNamespace(classes=CLASSES), seed=1)
+    plan: Any = SimpleNamespace(
+        options=settings, booster=booster, columns=SimpleNamespace(classes=CLASSES), seed=1, teacher=None
+    )
     kept = Checkpoints(folder / "checkpoints", {}, 3600, StopFlag())
     cv = cross_validate(
         matrix, table, (gene % 3).astype(np.int16), plan, 0, 1, lambda: None, lambda _: None, lambda: None,
