@@ -19,7 +19,7 @@ Profile = Literal["default", "auto", "low", "standard", "high"]
 CalibrationMethod = Literal["platt", "isotonic", "temperature", "none", "auto"]
 # The plain mean first: the others have to be better than it.
 CombinationMethod = Literal["mean", "logit-mean", "convex", "selection", "top-k", "hierarchical", "stacking"]
-CombineOption = Literal["auto", "mean", "logit-mean", "convex", "selection", "top-k", "hierarchical", "stacking"]
+CombineOption = Literal["auto"] | CombinationMethod
 
 COMBINATIONS: tuple[CombinationMethod, ...] = get_args(CombinationMethod)
 

@@ -16,10 +16,10 @@ import msgspec
 import numpy as np
 
 from metabatch.data.partition import seeded_rank
-from metabatch.ensemble.combining import equal, fit_rule, log_loss
+from metabatch.ensemble.combining import equal, fit_rule, log_loss, row_losses
 from metabatch.errors import InputError
 from metabatch.metrics.bootstrap import Ranking, bootstrap_ap, group_multiplicities, interval
-from metabatch.models.calibration import EPS, prior_ratios
+from metabatch.models.calibration import prior_ratios
 from metabatch.models.pooling import pool
 from metabatch.options import COMBINATIONS, CombinationMethod, CombineOption
 from metabatch.rundir.manifests import Combination
@@ -74,10 +74,9 @@ def learnable(rows: HonestRows, classes: Sequence[str], fold: np.ndarray) -> str
         return "there is one member"
     if int((~np.isnan(rows.proba[:, :, 0])).sum(axis=0).max(initial=0)) < 2:
         return "no gene was left out by two members, so none can be held against another"
-    if len(np.unique(rows.group)) < 2 * FOLDS:
-        return (
-            f"there are {len(np.unique(rows.group))} independent genes to learn from, at least {2 * FOLDS} are needed"
-        )
+    groups = len(np.unique(rows.group))
+    if groups < 2 * FOLDS:
+        return f"there are {groups} independent genes to learn from, at least {2 * FOLDS} are needed"
     folds = {name: len(np.unique(fold[(rows.label == c) & (rows.weight > 0)])) for c, name in enumerate(classes)}
     occurring = [name for name, count in folds.items() if count]
     if len(occurring) < 2:
@@ -177,7 +176,7 @@ def _judge(
         for m, ranking in rankings.items():
             whole[m].append(ranking.average_precision(rows.weight))
     mass = draws @ np.bincount(code, rows.weight)
-    losses = {m: draws @ np.bincount(code, rows.weight * _losses(p, rows.label)) / mass for m, p in pooled.items()}
+    losses = {m: draws @ np.bincount(code, rows.weight * row_losses(p, rows.label)) / mass for m, p in pooled.items()}
     mean_loss = log_loss(pooled["mean"], rows.label, rows.weight)
     lines = []
     for m, p in pooled.items():
@@ -196,7 +195,3 @@ def _judge(
             }
         )  # fmt: skip
     return lines
-
-
-def _losses(proba: np.ndarray, label: np.ndarray) -> np.ndarray:
-    return np.asarray(-np.log(np.clip(proba[np.arange(len(label)), label], EPS, 1)))

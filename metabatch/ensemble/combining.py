@@ -50,9 +50,14 @@ def macro_ap(proba: np.ndarray, label: np.ndarray, weight: np.ndarray) -> float:
 
 def log_loss(proba: np.ndarray, label: np.ndarray, weight: np.ndarray) -> float:
     """Weighted multi-class log loss, nats; rows of which no member speaks are left out."""
-    p = proba[np.arange(len(label)), label]
-    there = ~np.isnan(p)
-    return float(np.average(-np.log(np.clip(p[there], EPS, 1)), weights=weight[there]))
+    found = row_losses(proba, label)
+    there = ~np.isnan(found)
+    return float(np.average(found[there], weights=weight[there]))
+
+
+def row_losses(proba: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Multi-class log loss of each row, nats, shape (n,)."""
+    return np.asarray(-np.log(np.clip(proba[np.arange(len(label)), label], EPS, 1)))
 
 
 def _logit_mean(proba: np.ndarray, label: np.ndarray, weight: np.ndarray) -> Combination:

@@ -19,7 +19,7 @@ from metabatch.resources.law import WHOLE_GROUP_ROWS
 from metabatch.rundir.manifests import Bundle
 
 # Rows that are held as one matrix while all members score them: 76 MB at 1,167 features. Each call of XGBoost prepares
-# its trees anew, so that 2,048 rows at a time take twice as long.
+# its trees anew, so that 2,048 rows at a time take nearly twice as long.
 _MATRIX_ROWS = 16_384
 
 

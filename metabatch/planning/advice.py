@@ -10,8 +10,7 @@ from metabatch.rundir.manifests import Alternative, Budget
 def prefer_exact(strategy: str, alternatives: Sequence[Alternative], budget: Budget) -> list[str]:
     """A note where members are planned though one model of all genes fits the budget; none otherwise.
 
-    Members see a part of the genes each. How far that puts them behind one model depends on the data and is measured
-    by `evaluate --against`; benchmarks/RESULTS.md ("One model, members, combinations and the student") has examples.
+    Members see a part of the genes each. What that costs depends on the data, and is measured by `evaluate --against`.
     """
     if strategy != "multi-instance":
         return []
@@ -25,6 +24,5 @@ def prefer_exact(strategy: str, alternatives: Sequence[Alternative], budget: Bud
     peak = (best.predicted_peak_bytes or 0) / 2**30
     return [
         f"--strategy {best.strategy} fits the budget too ({peak:.2f} GB) and makes one model of all genes, where each "
-        "member of an ensemble sees a part of them: expect the ensemble to be no better; bin/evaluate RUN --against "
-        "RUN2 measures by how much it is worse"
+        "member of an ensemble sees a part of them; what that costs, bin/evaluate RUN --against RUN2 measures"
     ]

@@ -71,6 +71,14 @@ def wait_for_parts(process: subprocess.Popen[bytes], out: Path, parts: int) -> N
         time.sleep(0.005)
 
 
+def interrupt(trained: Path, data: Path, out: Path, parts: int, number: signal.Signals) -> int:
+    """Send a signal when so many parts are finished; the exit code."""
+    process = at_work("predict", *WORDS, trained, data, out)
+    wait_for_parts(process, out, parts)
+    process.send_signal(number)
+    return process.wait(60)
+
+
 def test_killed_again_and_again_it_keeps_what_was_finished(
     trained: Path, data: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -98,10 +106,7 @@ def test_asked_to_stop_it_says_75_and_goes_on_later(
     trained: Path, data: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    process = at_work("predict", *WORDS, trained, data, out)
-    wait_for_parts(process, out, 3)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 75
+    assert interrupt(trained, data, out, 3, signal.SIGTERM) == 75
     before = kept(out)
     assert len(before) >= 3
     assert {p.name for p in out.iterdir()} == {".parts"}
@@ -152,10 +157,7 @@ def test_parts_that_are_damaged_or_of_other_options_are_made_again(
     trained: Path, data: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    process = at_work("predict", *WORDS, trained, data, out)
-    wait_for_parts(process, out, 4)
-    process.kill()
-    process.wait(60)
+    assert interrupt(trained, data, out, 4, signal.SIGKILL) == -signal.SIGKILL
     other = Path(shutil.copytree(out, tmp_path / "other"))
     before = kept(out)
     damaged = out / ".parts" / "files" / "part-00001.parquet"
