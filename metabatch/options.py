@@ -18,7 +18,7 @@ MissingValues = Literal["auto", "native"]
 Profile = Literal["default", "auto", "low", "standard", "high"]
 CalibrationMethod = Literal["platt", "isotonic", "temperature", "none", "auto"]
 # The plain mean first: the others have to be better than it.
-CombinationMethod = Literal["mean", "logit-mean", "convex", "selection", "top-k", "hierarchical", "stacking"]
+CombinationMethod = Literal["mean", "logit-mean", "convex", "selection", "top-k", "hierarchical", "routing", "stacking"]
 CombineOption = Literal["auto"] | CombinationMethod
 
 COMBINATIONS: tuple[CombinationMethod, ...] = get_args(CombinationMethod)

@@ -36,6 +36,7 @@ class HonestRows:
     proba : shape (m, n, k), NaN where a member may not speak; every row has at least one that may.
     base : shape (n, k); NaN in columns without a base score. label, gene, group : int, shape (n,).
     weight : float64, shape (n,). gene_names : of the codes in `gene`. of_rows, of_genes : there are in all.
+    levels : features that are the same in all rows of a gene -> value of each gene, shape (genes,).
     """
 
     proba: np.ndarray
@@ -45,11 +46,15 @@ class HonestRows:
     gene: np.ndarray
     group: np.ndarray
     gene_names: list[str]
+    levels: Mapping[str, np.ndarray]
     of_rows: int
     of_genes: int
 
     def __len__(self) -> int:
         return len(self.label)
+
+    def levels_of(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: values[self.gene[rows]] for name, values in self.levels.items()}
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,14 @@ def choose(
         ratios = np.array(prior_ratios(rows.label, rows.weight, classes, prior))
         rows = replace(rows, weight=rows.weight * ratios[rows.label])
     methods = COMBINATIONS if asked == "auto" else tuple(dict.fromkeys(("mean", asked)))
+    if not rows.levels:
+        if asked == "routing":
+            raise InputError(
+                "--combine routing cannot be learned: no feature is the same in all rows of a gene",
+                expected="a feature of the whole gene (its length, say) that differs between genes",
+                next_step="--combine auto tries the other rules",
+            )
+        methods = tuple(m for m in methods if m != "routing")
     crossed = {m: _crossed(m, rows, fold) for m in methods}
     pooled: dict[str, np.ndarray] = {m: _pooled(rows, fold, rules) for m, rules in crossed.items()}
     judged = _judge(pooled, rows, classes, seed)
@@ -134,7 +147,8 @@ def choose(
         why = f"none of {len(methods) - 1} other rules is better than the mean beyond its interval"
     for line in judged:
         line["taken"] = line["method"] == taken
-    rule = msgspec.structs.replace(fit_rule(taken, rows.proba, rows.label, rows.weight), note=why)
+    rule = _fitted(taken, rows, np.ones(len(rows), dtype=bool))
+    rule = msgspec.structs.replace(rule, note=f"{why}, by {rule.feature}" if rule.routes else why)
     return Choice(rule, crossed[taken], fold, pooled[taken], judged)
 
 
@@ -144,19 +158,19 @@ def _folds(group: np.ndarray, seed: int) -> np.ndarray:
     return np.asarray(seeded_rank([str(c) for c in codes], seed)[place] % FOLDS)
 
 
+def _fitted(method: CombinationMethod, rows: HonestRows, here: np.ndarray) -> Combination:
+    return fit_rule(method, rows.proba[:, here], rows.label[here], rows.weight[here], rows.levels_of(here))
+
+
 def _crossed(method: CombinationMethod, rows: HonestRows, fold: np.ndarray) -> tuple[Combination, ...]:
-    rules = []
-    for number in range(FOLDS):
-        others = fold != number
-        rules.append(fit_rule(method, rows.proba[:, others], rows.label[others], rows.weight[others]))
-    return tuple(rules)
+    return tuple(_fitted(method, rows, fold != number) for number in range(FOLDS))
 
 
 def _pooled(rows: HonestRows, fold: np.ndarray, rules: tuple[Combination, ...]) -> np.ndarray:
     found = np.empty(rows.proba.shape[1:])
     for number, rule in enumerate(rules):
         here = fold == number
-        found[here] = pool(rows.proba[:, here], rule)
+        found[here] = pool(rows.proba[:, here], rule, rows.levels_of(here).get(rule.feature))
     return found
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from metabatch.analysis.comparison import compare
 from metabatch.analysis.frame import write_table
@@ -25,9 +26,10 @@ from metabatch.data.labels import label_codes
 from metabatch.data.shards import verify_unchanged
 from metabatch.ensemble.choosing import RESAMPLES, HonestRows, choose
 from metabatch.ensemble.estimator import MetaModel
+from metabatch.ensemble.routing import GeneLevels
 from metabatch.ensemble.speakers import member_scores, speakers
 from metabatch.errors import InputError
-from metabatch.models.pooling import pool
+from metabatch.models.pooling import gene_level, pool
 from metabatch.options import CombineOption
 from metabatch.resources.progress import Progress
 from metabatch.rundir.layout import RunDir
@@ -67,13 +69,18 @@ class CrossedRules:
     rules: tuple[Combination, ...]
     fold: dict[str, int]
 
-    def pool(self, proba: np.ndarray, genes: Sequence[str], final: Combination) -> np.ndarray:
-        """As `pooling.pool`; genes that were learned from by the rule fitted without them, others by `final`."""
+    def pool(self, proba: np.ndarray, table: pa.Table, genes: Sequence[str], final: Combination) -> np.ndarray:
+        """As `pooling.pool`; genes that were learned from by the rule fitted without them, others by `final`.
+
+        table : the rows that `proba`, shape (m, n, k), is of; genes : of each.
+        """
         which = np.array([self.fold.get(g, -1) for g in genes])
         found = np.empty(proba.shape[1:])
         for number in np.unique(which):
             here = which == number
-            found[here] = pool(proba[:, here], final if number < 0 else self.rules[number])
+            rule = final if number < 0 else self.rules[number]
+            level = gene_level(table, rule)
+            found[here] = pool(proba[:, here], rule, None if level is None else level[here])
         return found
 
 
@@ -148,11 +155,14 @@ def _honest_rows(run: RunDir, plan: Plan, model: MetaModel, count: RowCount) -> 
     codes = {gene: code for code, gene in enumerate(here["gene_id"])}
     found: dict[str, list[np.ndarray]] = {n: [] for n in ("proba", "base", "label", "weight", "gene")}
     expected = int(here["rows"].sum())
+    levels = GeneLevels(model.feature_names, len(codes))
     with Progress("combination", expected, "rows") as progress:
         for batch, proba in member_scores(run, plan, model, {g: may[g] for g in codes}, count):
             found["proba"].append(proba)
             found["label"].append(label_codes(batch, columns))
-            found["gene"].append(np.array([codes[g] for g in as_text(batch.column(columns.group)).to_pylist()]))
+            gene = np.array([codes[g] for g in as_text(batch.column(columns.group)).to_pylist()], dtype=np.int64)
+            found["gene"].append(gene)
+            levels.see(batch, gene)
             weight = as_numpy(batch.column(columns.weight)) if columns.weight else np.ones(batch.num_rows)
             found["weight"].append(weight.astype(np.float32).astype(np.float64))
             base = np.full((batch.num_rows, len(classes)), np.nan, dtype=np.float32)
@@ -175,7 +185,7 @@ def _honest_rows(run: RunDir, plan: Plan, model: MetaModel, count: RowCount) -> 
     gene = joined["gene"].astype(np.int64)
     return HonestRows(
         proba=joined["proba"], base=joined["base"], label=joined["label"].astype(np.int64), weight=joined["weight"],
-        gene=gene, group=here["group"].to_numpy()[gene], gene_names=here["gene_id"].to_list(),
+        gene=gene, group=here["group"].to_numpy()[gene], gene_names=here["gene_id"].to_list(), levels=levels.found(),
         of_rows=int(table["rows"].sum()), of_genes=table.height,
     )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
@@ -12,6 +12,7 @@ from scipy.special import logsumexp
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
+from metabatch.ensemble.routing import fit_routing
 from metabatch.metrics.bootstrap import Ranking
 from metabatch.models.calibration import EPS
 from metabatch.models.pooling import pool, stacking_features
@@ -23,7 +24,10 @@ _STEEPEST = 10.0  # of the slope of a logarithmic mean
 _STACKING_C = 1.0  # inverse strength of the L2 penalty, rows weighing 1 on average
 
 
-def fit_rule(method: CombinationMethod, proba: np.ndarray, label: np.ndarray, weight: np.ndarray) -> Combination:
+def fit_rule(
+    method: CombinationMethod, proba: np.ndarray, label: np.ndarray, weight: np.ndarray,
+    levels: Mapping[str, np.ndarray],
+) -> Combination:  # fmt: skip
     """One way of combining, fitted.
 
     Parameters
@@ -32,7 +36,11 @@ def fit_rule(method: CombinationMethod, proba: np.ndarray, label: np.ndarray, we
         Members' calibrated probabilities; NaN where a member trained on the row's gene.
     label : ndarray of int, shape (n,)
     weight : ndarray of float64, shape (n,)
+    levels : mapping
+        Features that are the same in all rows of a gene -> value of each row, shape (n,); for routing.
     """
+    if method == "routing":
+        return fit_routing(proba, label, weight, levels, _simplex, log_loss)
     learn = _FITS[method]
     return equal(len(proba)) if learn is None else learn(proba, label, weight)
 
@@ -198,7 +206,7 @@ def _stacking(proba: np.ndarray, label: np.ndarray, weight: np.ndarray) -> Combi
     )
 
 
-# None: nothing to learn.
+# None: nothing to learn. Routing needs to know more of the rows.
 _FITS: dict[CombinationMethod, Callable[[np.ndarray, np.ndarray, np.ndarray], Combination] | None] = {
     "mean": None,
     "logit-mean": _logit_mean,

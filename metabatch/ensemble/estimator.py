@@ -14,7 +14,7 @@ from metabatch.data.batches import as_matrix
 from metabatch.data.preprocess import Preprocessor
 from metabatch.errors import UsageError
 from metabatch.models.member import Member, MemberInParts
-from metabatch.models.pooling import pool
+from metabatch.models.pooling import gene_level, pool
 from metabatch.resources.law import WHOLE_GROUP_ROWS
 from metabatch.rundir.manifests import Bundle
 
@@ -111,7 +111,8 @@ class MetaModel(ClassifierMixin, BaseEstimator):
         """
         asked = np.array(self.bundle.combination.weights) > 0
         speaks = np.broadcast_to(asked[:, None], (len(asked), table.num_rows))
-        return pool(self.member_probabilities(table, speaks, where=where), self.bundle.combination)
+        rule = self.bundle.combination
+        return pool(self.member_probabilities(table, speaks, where=where), rule, gene_level(table, rule))
 
     def member_probabilities(self, table: pa.Table, speaks: np.ndarray, *, where: str = "data") -> np.ndarray:
         """Each member's own calibrated probabilities.

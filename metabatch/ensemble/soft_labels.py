@@ -133,7 +133,7 @@ def _scores(teacher: TeachingRun, threads: int | None) -> Iterator[tuple[pa.Chun
         model, rules = load_bundle(run.ensemble, threads=threads), crossed_rules(run.ensemble)
         for table, proba in member_scores(run, plan, model, spoken, RowCount()):
             gene = as_text(table.column(plan.columns.group))
-            yield gene, rules.pool(proba, gene.to_pylist(), model.bundle.combination)
+            yield gene, rules.pool(proba, table, gene.to_pylist(), model.bundle.combination)
     for table in out_of_fold_rows(run, plan, _others(teacher)):
         yield (
             table.column("gene_id"),

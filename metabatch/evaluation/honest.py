@@ -117,7 +117,7 @@ def _scored(table: pa.Table, proba: np.ndarray, plan: Plan, model: MetaModel, ru
     data["weight"] = weight
     for name, column in columns.scores.items():
         data[f"{name}_score"] = as_float32(table.column(column))
-    meta = rules.pool(proba, gene.to_pylist(), model.bundle.combination)
+    meta = rules.pool(proba, table, gene.to_pylist(), model.bundle.combination)
     for code, name in enumerate(columns.classes):
         data[f"{name}_meta"] = pa.array(meta[:, code].astype(np.float32))
     return pa.table(data)

@@ -7,12 +7,14 @@ serves for new genes, of which all members speak, and for honest estimates on ge
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 
+from metabatch.data.batches import as_float32, as_numpy
 from metabatch.models.calibration import EPS, normalise
 from metabatch.rundir.manifests import Combination
 
 
-def pool(proba: np.ndarray, rule: Combination) -> np.ndarray:
+def pool(proba: np.ndarray, rule: Combination, level: np.ndarray | None = None) -> np.ndarray:
     """Combine members.
 
     Parameters
@@ -21,6 +23,8 @@ def pool(proba: np.ndarray, rule: Combination) -> np.ndarray:
         Calibrated probabilities of each member; NaN in all classes where a member does not speak.
     rule : Combination
         Of the same m members.
+    level : ndarray of shape (n,), optional
+        The rows' values of `rule.feature` (`gene_level`); NaN where there is none. Needed by a rule with routes.
 
     Returns
     -------
@@ -30,10 +34,29 @@ def pool(proba: np.ndarray, rule: Combination) -> np.ndarray:
     if rule.coefficients:
         return _stacked(proba, rule)
     speaks = ~np.isnan(proba[:, :, 0])
-    weight = np.array(rule.weights)[:, None] * speaks
+    weight = _weights(rule, level) * speaks
     weight[:, weight.sum(axis=0) == 0] = 1
     weight *= speaks
     return _weighted_mean(proba, weight)
+
+
+def gene_level(table: pa.Table, rule: Combination) -> np.ndarray | None:
+    """What `pool` needs to know of the rows of `table` besides the members' scores; None for a rule without routes."""
+    if not rule.routes:
+        return None
+    if rule.feature not in table.column_names:
+        return np.full(table.num_rows, np.nan)
+    return as_numpy(as_float32(table.column(rule.feature)).fill_null(float("nan")))
+
+
+def _weights(rule: Combination, level: np.ndarray | None) -> np.ndarray:
+    """Of each member, shape (m, n), or (m, 1) where all rows have the same."""
+    if not rule.routes:
+        return np.array(rule.weights)[:, None]
+    if level is None:
+        raise ValueError(f"rows are routed by {rule.feature}, which was not given")
+    route = np.where(np.isnan(level), len(rule.routes), np.searchsorted(rule.edges, level, side="right"))
+    return np.asarray(np.array([*rule.routes, rule.weights]).T[:, route])
 
 
 def stacking_features(proba: np.ndarray) -> np.ndarray:

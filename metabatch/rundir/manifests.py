@@ -269,6 +269,9 @@ class Combination(_Manifest, frozen=True, kw_only=True):
     weights : of each member in the mean of probabilities; a member of weight 0 is not asked.
     coefficients, intercept : of a softmax over the members' log-probabilities, shapes (k, m * k) and (k,), which then
         stands instead of the mean (logit-mean, stacking); empty without.
+    feature, edges, routes : of routing by gene: a feature that is the same in all rows of a gene, the values at which
+        the next route begins, ascending, and each route's weights, shape (len(edges) + 1, m). `weights` are then for
+        genes without that feature.
     note : why this one.
     """
 
@@ -276,6 +279,9 @@ class Combination(_Manifest, frozen=True, kw_only=True):
     weights: tuple[float, ...]
     coefficients: tuple[tuple[float, ...], ...] = ()
     intercept: tuple[float, ...] = ()
+    feature: str = ""
+    edges: tuple[float, ...] = ()
+    routes: tuple[tuple[float, ...], ...] = ()
     note: str = ""
 
 

@@ -97,6 +97,30 @@ def test_a_rule_asked_for_is_what_predictions_and_evaluation_follow(
     assert np.array_equal(scored["donor_meta"].to_numpy(), model.predict_proba(again)[:, 1].astype(np.float32))
 
 
+def test_routing_combines_a_gene_by_the_weights_of_its_kind_in_every_way_of_asking(
+    members: Path, copy_of: Callable[[Path], Path], frame: pl.DataFrame, data: pl.DataFrame, tmp_path: Path
+) -> None:
+    run = copy_of(members)
+    assert "routing (as asked for, by gene_length)" in succeed("consolidate", "--combine", "routing", run).out
+    model = metabatch.load(run)
+    rule = model.bundle.combination
+    route = np.searchsorted(rule.edges, frame["gene_length"].to_numpy(), side="right")
+    assert len(set(route)) > 1
+    own = model.member_probabilities(frame.to_arrow(), np.ones((4, frame.height), dtype=bool))
+    expected = np.einsum("nm,mnk->nk", np.array(rule.routes)[route], own)
+    expected /= expected.sum(axis=1, keepdims=True)
+    proba = model.predict_proba(frame)
+    assert np.allclose(proba, expected[:, SORTED])
+    assert not np.allclose(proba, metabatch.load(members).predict_proba(frame))
+    succeed("evaluate", "--quiet", run)
+    scored = pl.read_parquet(run / "evaluation/predictions.parquet")
+    again = pl.concat([data.filter(pl.col("gene_id") == g) for g in scored["gene_id"].unique(maintain_order=True)])
+    assert np.array_equal(scored["donor_meta"].to_numpy(), model.predict_proba(again)[:, 1].astype(np.float32))
+    succeed("predict", "--quiet", run, DEMO / "positions-00000.parquet", tmp_path / "out")
+    written = pl.read_parquet(tmp_path / "out/part-*.parquet")
+    assert np.array_equal(written["donor_meta"].to_numpy(), proba[:, 1].astype(np.float32))
+
+
 def test_top_k_does_not_ask_the_members_it_left_out(
     members: Path, copy_of: Callable[[Path], Path], frame: pl.DataFrame
 ) -> None:

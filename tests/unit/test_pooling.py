@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +16,7 @@ from sklearn.metrics import log_loss as sk_log_loss
 
 from metabatch.ensemble.choosing import FOLDS, HonestRows, choose, learnable
 from metabatch.ensemble.combining import equal, fit_rule, log_loss, macro_ap
+from metabatch.ensemble.routing import GeneLevels
 from metabatch.errors import InputError
 from metabatch.models.pooling import pool
 from metabatch.options import COMBINATIONS
@@ -39,6 +43,7 @@ def honest(proba: np.ndarray, label: np.ndarray, rows_a_gene: int = 50) -> Hones
     return HonestRows(
         proba=proba, base=np.full((n, 3), np.nan), label=label, weight=np.ones(n), gene=gene, group=gene,
         gene_names=[f"G{i}" for i in range(gene.max() + 1)], of_rows=n, of_genes=int(gene.max() + 1),
+        levels={"gene_length": np.arange(gene.max() + 1, dtype=np.float32) * 37 % 101},
     )  # fmt: skip
 
 
@@ -80,9 +85,10 @@ def test_whoever_speaks_the_result_is_a_distribution_and_silent_members_do_not_m
 def test_every_rule_gives_more_to_members_that_know_more(method: str) -> None:
     proba, label = members(6_000, (0.8, 0.9, 6.0, 6.5), silent=True)
     weight = np.ones(len(label))
-    rule = fit_rule(method, proba, label, weight)  # type: ignore[arg-type]
+    length = np.arange(len(label)) // 50 % 40 * 1.0
+    rule = fit_rule(method, proba, label, weight, {"gene_length": length})  # type: ignore[arg-type]
     new, truth = members(6_000, (0.8, 0.9, 6.0, 6.5), seed=1)
-    ap = macro_ap(pool(new, rule), truth, weight)
+    ap = macro_ap(pool(new, rule, length), truth, weight)
     mean = macro_ap(pool(new, equal(4)), truth, weight)
     assert rule.method == method
     assert msgspec.json.decode(msgspec.json.encode(rule), type=Combination) == rule
@@ -100,7 +106,7 @@ def test_every_rule_gives_more_to_members_that_know_more(method: str) -> None:
 def test_convex_weights_minimise_the_log_loss() -> None:
     proba, label = members(2_000, (1.0, 1.2, 3.0), silent=True)
     weight = np.random.default_rng(3).integers(1, 5, len(label)).astype(float)
-    best = fit_rule("convex", proba, label, weight)
+    best = fit_rule("convex", proba, label, weight, {})
     least = log_loss(pool(proba, best), label, weight)
     assert sum(best.weights) == pytest.approx(1)
     rng = np.random.default_rng(0)
@@ -115,7 +121,7 @@ def test_stacking_is_scikit_learns_multinomial_regression() -> None:
     logs = np.log(proba)
     x = (logs - logs.mean(axis=2, keepdims=True)).transpose(1, 0, 2).reshape(1_500, -1)
     model = LogisticRegression(C=1.0, max_iter=1000, tol=1e-6).fit(x, label)
-    found = pool(proba, fit_rule("stacking", proba, label, np.ones(1_500)))
+    found = pool(proba, fit_rule("stacking", proba, label, np.ones(1_500), {}))
     assert np.allclose(found, model.predict_proba(x), atol=1e-4)
 
 
@@ -148,9 +154,60 @@ def test_no_row_is_combined_by_a_rule_that_saw_its_gene() -> None:
     assert all(len(set(choice.fold[rows.gene == g])) == 1 for g in np.unique(rows.gene))
     for number, rule in enumerate(choice.crossed):
         others, here = choice.fold != number, choice.fold == number
-        again = fit_rule("convex", rows.proba[:, others], rows.label[others], rows.weight[others])
+        again = fit_rule("convex", rows.proba[:, others], rows.label[others], rows.weight[others], {})
         assert again.weights == rule.weights
         assert np.array_equal(choice.pooled[here], pool(rows.proba[:, here], rule))
+
+
+def test_routing_gives_each_kind_of_gene_the_members_that_know_it() -> None:
+    proba, label = members(6_000, (0.8, 0.9, 1.0))
+    rows = honest(proba, label, rows_a_gene=25)
+    rng = np.random.default_rng(5)
+    levels = {"gc_content": rng.random(240).astype(np.float32), "gene_length": rows.levels["gene_length"]}
+    short = levels["gene_length"][rows.gene] < 34
+    blur, _ = members(6_000, (9.0, 9.0), seed=7)
+    proba[0][short], proba[1][~short] = blur[0][short], blur[1][~short]
+    rows = replace(rows, proba=proba, levels=levels)
+    choice = choose(rows, CLASSES, "routing", 42, {})
+    rule = choice.rule
+    assert rule.feature == "gene_length"
+    first, last = rule.routes[0], rule.routes[-1]
+    assert first[1] > 2 * first[0]
+    assert last[0] > 2 * last[1]
+    routed = next(line for line in choice.judged if line["method"] == "routing")
+    assert routed["better"]
+    # A row's route is its own affair, whatever comes with it; without the feature all routes count.
+    level = levels["gene_length"][rows.gene]
+    found = pool(proba, rule, level)
+    assert np.array_equal(pool(proba[:, 10:13], rule, level[10:13]), found[10:13])
+    nothing = pool(proba, rule, np.full(len(label), np.nan))
+    assert np.array_equal(nothing, pool(proba, Combination(method="convex", weights=rule.weights)))
+
+
+def test_features_of_the_whole_gene_are_found_while_rows_stream_by() -> None:
+    gene = np.arange(60) // 5
+    table = pa.table(
+        {
+            "gene_length": pa.array((gene * 7 % 12).astype(np.int32)), "gc_content": pa.array(np.arange(60) / 60),
+            "constant": pa.array(np.ones(60, np.uint8)),
+            "holes": pa.array([None if i == 31 else float(g) for i, g in enumerate(gene)]),
+        }
+    )  # fmt: skip
+    for cut in (60, 7):
+        levels = GeneLevels(["gene_length", "gc_content", "constant", "holes", "absent"], 12)
+        for start in range(0, 60, cut):
+            levels.see(table.slice(start, cut), gene[start : start + cut])
+        found = levels.found()
+        assert list(found) == ["gene_length"]
+        assert found["gene_length"].tolist() == [g * 7 % 12 for g in range(12)]
+
+
+def test_without_a_feature_of_the_whole_gene_routing_is_refused_and_auto_does_without() -> None:
+    rows = replace(honest(*members(3_000, (1.0, 1.1, 1.2), silent=True)), levels={})
+    with pytest.raises(InputError, match="no feature is the same in all rows of a gene"):
+        choose(rows, CLASSES, "routing", 42, {})
+    choice = choose(rows, CLASSES, "auto", 42, {})
+    assert [line["method"] for line in choice.judged] == [m for m in COMBINATIONS if m != "routing"]
 
 
 def test_where_nothing_can_be_learned_auto_says_why_and_a_rule_asked_for_is_refused() -> None:
