@@ -12,7 +12,7 @@ from metabatch.commands._options import STUDENT_SECTIONS, checkpoint_seconds, co
 from metabatch.commands._stages import given_options, run_stages
 from metabatch.commands._tables import plan_text
 from metabatch.errors import UsageError
-from metabatch.planning.student import UNLESS_GIVEN, Student, student_options
+from metabatch.planning.student import LABEL_SHARE, UNLESS_GIVEN, Student, student_options
 from metabatch.rundir.layout import RunDir
 
 USAGE = f"""Train one small model on the probabilities of an ensemble (soft labels): plan, train, consolidate, evaluate.
@@ -26,6 +26,8 @@ genes and left-out features are the teacher's, and so are seed, missing-value po
 given. The number of trees of each class is the smallest that costs at most 0.002 AP on a held-out fold.
 
 Options:
+  --label-share X         Part of the true label in what the student learns from, 0 to 1; the rest is the ensemble's
+                          probability (default: {LABEL_SHARE:g}).
   --plan-only             Only plan, and print the line for a cluster.
 
 {sections_text(STUDENT_SECTIONS, inherited=UNLESS_GIVEN)}
@@ -42,15 +44,23 @@ def action(arguments: Arguments) -> Text:
     teacher, run = arguments["TEACHER"], arguments["RUN"]
     if Path(teacher).resolve() == Path(run).resolve():
         raise UsageError(f"TEACHER and RUN are both {run}", expected="a new folder for the student")
+    share = label_share(arguments)
     compare = f"bin/evaluate {quote(run)} --against {quote(teacher)}"
     if not arguments["--plan-only"]:
-        words = ["--plan-only", *given_options(arguments, STUDENT_SECTIONS.values()), teacher, run]
+        words = [
+            "--plan-only",
+            "--label-share",
+            repr(share),
+            *given_options(arguments, STUDENT_SECTIONS.values()),
+            teacher,
+            run,
+        ]
         return run_stages(arguments, "distill", words, run, f"compare with the teacher: {compare}")
 
     from metabatch.ensemble.soft_labels import open_teacher, write_soft_labels  # the parent of the stages stays small
     from metabatch.planning.planner import make_plan
 
-    opened = open_teacher(teacher)
+    opened = open_teacher(teacher, share)
     student = Student(
         opened.record, opened.plan, opened.genes, opened.features,
         partial(write_soft_labels, opened, threads=asked.threads),
@@ -62,6 +72,21 @@ def action(arguments: Arguments) -> Text:
     head = "already planned: nothing was changed\n\n" if result.already else ""
     tail = f"\nthen bin/consolidate {quote(run)}, bin/evaluate {quote(run)}; compare with the teacher:\n  {compare}"
     return Text(head + plan_text(RunDir(Path(run)), result.plan) + tail, result.plan)
+
+
+def label_share(arguments: Arguments) -> float:
+    """--label-share as a number."""
+    text = arguments["--label-share"]
+    try:
+        share = LABEL_SHARE if text is None else float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise UsageError(
+            f"--label-share {text} cannot be used",
+            expected="0 or more, and below 1: a student without a teacher is a plan",
+        )
+    return share
 
 
 def main() -> int:

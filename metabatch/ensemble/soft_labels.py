@@ -1,4 +1,7 @@
-"""Soft labels: what an ensemble says of every training gene, by members that did not train on it.
+"""Soft labels: what an ensemble says of every training gene, by members that did not train on it, and the true label.
+
+The student learns from a mixture of both (G. Hinton, O. Vinyals and J. Dean, "Distilling the knowledge in a neural
+network", 2015): members that did not train on a gene know less of it than its labels say.
 
 soft_labels.parquet   gene_id, {class}_soft (float32): the rows of a gene in the order of the data set, genes one after
                       the other or interleaved as they lie there
@@ -11,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
+import msgspec
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from metabatch.data.batches import RowCount, as_numpy, as_text
+from metabatch.data.labels import label_codes
 from metabatch.data.shards import verify_unchanged
 from metabatch.ensemble.bundle import BUNDLE_FILE, load_bundle
 from metabatch.ensemble.combination import crossed_rules
@@ -47,8 +52,13 @@ class TeachingRun:
     record: Teacher
 
 
-def open_teacher(path: str) -> TeachingRun:
+def open_teacher(path: str, label_share: float) -> TeachingRun:
     """Check the run at `path` from its plan to its data.
+
+    Parameters
+    ----------
+    label_share : float
+        Part of the true label in a soft label.
 
     Raises
     ------
@@ -86,7 +96,7 @@ def open_teacher(path: str) -> TeachingRun:
         )
     record = Teacher(
         fingerprint=plan.fingerprint, bundle=sha256_file(run.ensemble / BUNDLE_FILE), members=len(plan.instances),
-        how=_how(len(may), alone), path=str(run.root.resolve()),
+        how=_how(len(may), alone), path=str(run.root.resolve()), label_share=label_share,
     )  # fmt: skip
     return TeachingRun(run, plan, genes, read_features(run), may, record)
 
@@ -114,10 +124,12 @@ def write_soft_labels(teacher: TeachingRun, path: Path, threads: int | None) -> 
         named(path),
         pq.ParquetWriter(path, schema, compression="zstd") as file,
     ):
-        for gene, proba in _scores(teacher, threads):
+        for gene, label, proba in _scores(teacher, threads):
             if not np.isfinite(proba).all():
                 raise InputError("some row got no probability from the teacher", where=str(run.root))
-            columns = [gene, *(pa.array(np.ascontiguousarray(p, dtype=np.float32)) for p in proba.T)]
+            share = teacher.record.label_share
+            soft = share * np.eye(len(classes))[label] + (1 - share) * proba
+            columns = [gene, *(pa.array(np.ascontiguousarray(p, dtype=np.float32)) for p in soft.T)]
             file.write_table(pa.Table.from_arrays(columns, schema=schema))
             written += len(gene)
             progress.advance(len(gene))
@@ -125,18 +137,21 @@ def write_soft_labels(teacher: TeachingRun, path: Path, threads: int | None) -> 
         raise InputError(f"the teacher scored {written:,} rows", expected=f"the {total:,} rows of its training genes")
 
 
-def _scores(teacher: TeachingRun, threads: int | None) -> Iterator[tuple[pa.ChunkedArray, np.ndarray]]:
-    """Genes of a batch of rows, and their probabilities, shape (n, k)."""
+def _scores(teacher: TeachingRun, threads: int | None) -> Iterator[tuple[pa.ChunkedArray, np.ndarray, np.ndarray]]:
+    """Genes of a batch of rows, codes of their labels, shape (n,), and their probabilities, shape (n, k)."""
     run, plan = teacher.run, teacher.plan
     spoken = {gene: members for gene, members in teacher.speakers.items() if members}
     if spoken:
         model, rules = load_bundle(run.ensemble, threads=threads), crossed_rules(run.ensemble)
         for table, proba in member_scores(run, plan, model, spoken, RowCount()):
             gene = as_text(table.column(plan.columns.group))
-            yield gene, rules.pool(proba, table, gene.to_pylist(), model.bundle.combination)
+            pooled = rules.pool(proba, table, gene.to_pylist(), model.bundle.combination)
+            yield gene, label_codes(table, plan.columns), pooled
+    named_label = msgspec.structs.replace(plan.columns, label="label")
     for table in out_of_fold_rows(run, plan, _others(teacher)):
         yield (
             table.column("gene_id"),
+            label_codes(table, named_label),
             np.column_stack([as_numpy(table.column(f"{c}_meta")) for c in plan.columns.classes]),
         )
 

@@ -65,14 +65,15 @@ def existing_plan(
     return plan
 
 
-def _identity(teacher: Teacher | None) -> tuple[str, str] | None:
-    return None if teacher is None else (teacher.fingerprint, teacher.bundle)
+def _identity(teacher: Teacher | None) -> tuple[str, str, float] | None:
+    return None if teacher is None else (teacher.fingerprint, teacher.bundle, teacher.label_share)
 
 
 def _named(teacher: Teacher | None) -> str:
     if teacher is None:
         return "a model without teacher"
-    return f"a student of plan {teacher.fingerprint[:12]} (bundle {teacher.bundle[:12]})"
+    share = f"--label-share {teacher.label_share:g}"
+    return f"a student of plan {teacher.fingerprint[:12]} (bundle {teacher.bundle[:12]}, {share})"
 
 
 def _refuse_while_training(run: RunDir) -> None:

@@ -24,6 +24,7 @@ UNLESS_GIVEN = (
     "n_folds", "early_stopping_patience", "calibration", "prior",
 )  # fmt: skip
 STRATEGIES = ("auto", "single", "external")
+LABEL_SHARE = 0.5
 
 
 @dataclass(frozen=True)

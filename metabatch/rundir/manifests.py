@@ -188,7 +188,8 @@ class Teacher(_Manifest, frozen=True, kw_only=True):
     """The ensemble whose soft labels a student is trained on.
 
     fingerprint : of its plan. bundle : sha256 of its bundle.json, which holds how the members are combined.
-    how : where the soft labels come from. path : where it lay; decides nothing.
+    how : where the soft labels come from. label_share : part of the true label in them.
+    path : where it lay; decides nothing.
     """
 
     fingerprint: str
@@ -196,11 +197,13 @@ class Teacher(_Manifest, frozen=True, kw_only=True):
     members: int
     how: str
     path: str
+    label_share: float = 0.0
 
     def text(self) -> str:
         """For people."""
+        mixed = f", with {self.label_share:.0%} of the true label" if self.label_share else ""
         count = "1 member" if self.members == 1 else f"{self.members} members"
-        return f"the {count} of plan {self.fingerprint[:12]} in {self.path}; soft labels: {self.how}"
+        return f"the {count} of plan {self.fingerprint[:12]} in {self.path}; soft labels: {self.how}{mixed}"
 
 
 class Plan(_Manifest, frozen=True, kw_only=True):
