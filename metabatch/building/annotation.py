@@ -101,7 +101,9 @@ def _merged(exons: pl.DataFrame) -> pl.DataFrame:
     once = exons.unique([*transcript, "start", "end"]).sort(*transcript, "start", "end")
     reach = pl.col("end").cum_max().shift(1).over(transcript)
     once = once.with_columns(part=(pl.col("start") > reach + 1).fill_null(value=False).cum_sum().over(transcript))
-    merged = once.group_by(*transcript, "part").agg(pl.col("start").min(), pl.col("end").max()).sort(*transcript, "part")
+    merged = (
+        once.group_by(*transcript, "part").agg(pl.col("start").min(), pl.col("end").max()).sort(*transcript, "part")
+    )
     if merged.height < once.height:
         log.warning("%d exon(s) touch or overlap another of their transcript: taken as one exon each",
                     once.height - merged.height)  # fmt: skip
@@ -163,7 +165,9 @@ def _tell(spans: pl.DataFrame, exonic: pl.DataFrame) -> None:
     """What the gene lines have and the exons do not, and the other way round."""
     repeated = spans.filter(pl.col("len") > 1).height
     if repeated:
-        log.warning("%d gene(s) have several lines on one contig and strand: each is one gene over all of them", repeated)
+        log.warning(
+            "%d gene(s) have several lines on one contig and strand: each is one gene over all of them", repeated
+        )
     bare = spans.join(exonic, on=_COPY, how="anti").height
     if bare:
         log.warning("left out: %d gene line(s) without an exon on their contig and strand", bare)

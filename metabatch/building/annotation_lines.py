@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import gzip
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import polars as pl
 
+from metabatch.building.copies import complete_gzip, is_gzip
 from metabatch.errors import InputError
 
-GZIP_MAGIC = b"\x1f\x8b"
 # Bytes of text parsed at once: some 100,000 lines.
 BLOCK = 16 * 2**20
 # pseudogenic_exon: of the Sequence Ontology, in GFF3 of plants and others.
@@ -48,25 +47,19 @@ def is_gff3(lines: pl.DataFrame, path: Path) -> bool:
 
 def _texts(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Number of the first line and the lines of each block."""
+    if not path.is_file():
+        raise InputError(f"annotation {path} does not exist", expected="a GTF or GFF3 file")
     number = 1
     rest = b""
-    try:
-        with _opened(path) as handle:
-            while block := handle.read(BLOCK):
-                *whole, rest = (rest + block).split(b"\n")
-                texts = [line.decode("utf-8", "replace").removesuffix("\r") for line in whole]
-                end = next((i for i, text in enumerate(texts) if _begins_sequences(text)), None)
-                yield number, texts[:end]
-                if end is not None:
-                    return
-                number += len(texts)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(
-            f"{path.name} is damaged: {error}",
-            expected="a complete gzip file",
-            where=f"{path}, after line {number - 1}",
-            next_step="fetch or write the file again",
-        ) from None
+    with complete_gzip(path), _opened(path) as handle:
+        while block := handle.read(BLOCK):
+            *whole, rest = (rest + block).split(b"\n")
+            texts = [line.decode("utf-8", "replace").removesuffix("\r") for line in whole]
+            end = next((i for i, text in enumerate(texts) if _begins_sequences(text)), None)
+            yield number, texts[:end]
+            if end is not None:
+                return
+            number += len(texts)
     last = rest.decode("utf-8", "replace").removesuffix("\r")
     if last and not _begins_sequences(last):
         yield number, [last]
@@ -77,11 +70,7 @@ def _begins_sequences(text: str) -> bool:
 
 
 def _opened(path: Path) -> BinaryIO:
-    if not path.is_file():
-        raise InputError(f"annotation {path} does not exist", expected="a GTF or GFF3 file")
-    with path.open("rb") as handle:
-        packed = handle.read(2) == GZIP_MAGIC
-    return cast("BinaryIO", gzip.open(path, "rb")) if packed else path.open("rb")
+    return cast("BinaryIO", gzip.open(path, "rb")) if is_gzip(path) else path.open("rb")
 
 
 def _columns(texts: list[str], number: int, path: Path) -> pl.DataFrame:

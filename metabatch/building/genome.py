@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import hashlib
 import os
-import shutil
 import tempfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from pyfaidx import Faidx, FastaIndexingError, UnsupportedCompressionFormat
 
-from metabatch.building.annotation_lines import GZIP_MAGIC
+from metabatch.building.copies import complete_gzip, copy_stem, is_gzip, need_space
 from metabatch.building.genes import Gene
-from metabatch.errors import BudgetError, InputError
+from metabatch.errors import InputError
 from metabatch.rundir.publish import replace_file
 
 UNKNOWN = 4
@@ -67,9 +64,7 @@ class Genome:
         self.path, self.scratch = Path(path), Path(scratch)
         if not self.path.is_file():
             raise InputError(f"genome {path} does not exist", expected="a FASTA file, plain or gzip")
-        status = self.path.stat()
-        identity = f"{self.path.resolve()}\n{status.st_size}\n{status.st_mtime_ns}"
-        stem = f"{self.path.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+        stem = copy_stem(self.path)
         self._fasta = _indexed(_unpacked(self.path, self.scratch / f"{stem}.fa"), self.scratch / f"{stem}.fai", path)
         self.contigs = {name: int(record.rlen) for name, record in self._fasta.index.items()}
 
@@ -107,7 +102,8 @@ class Genome:
         if beyond:
             gene = beyond[0]
             raise InputError(
-                f"{len(beyond)} gene(s) end beyond their contig: {gene.gene_id} at {gene.chrom}:{gene.start}-{gene.end}",
+                f"{len(beyond)} gene(s) end beyond their contig, the first "
+                f"{gene.gene_id} at {gene.chrom}:{gene.start}-{gene.end}",
                 expected=f"at most {self.contigs[gene.chrom]}, the length of {gene.chrom} in {self.path.name}",
                 where=where,
                 next_step="take the genome and the annotation of the same build",
@@ -167,27 +163,12 @@ def _some(names: dict[str, int]) -> str:
 
 def _unpacked(path: Path, copy: Path) -> Path:
     """`path` itself, or of a gzip file the unpacked copy; made under another name, so never half there."""
-    with path.open("rb") as handle:
-        if handle.read(2) != GZIP_MAGIC:
-            return path
-    if copy.is_file():
-        return copy
-    need, free = _UNPACKED_RATIO * path.stat().st_size, shutil.disk_usage(copy.parent).free
-    if free < need:
-        raise BudgetError(
-            f"unpacking {path.name} takes about {need / 1e9:.1f} GB in {copy.parent}, {free / 1e9:.1f} GB are free",
-            next_step="make space, or give the genome as plain FASTA",
-        )
-    try:
-        with gzip.open(path, "rb") as packed:
+    if not is_gzip(path):
+        return path
+    if not copy.is_file():
+        need_space(copy.parent, _UNPACKED_RATIO * path.stat().st_size, f"unpacking {path.name}", "give plain FASTA")
+        with complete_gzip(path), gzip.open(path, "rb") as packed:
             replace_file(copy, iter(lambda: packed.read(_PIECE), b""))
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(
-            f"{path.name} is damaged: {error}",
-            expected="a complete gzip file",
-            where=str(path),
-            next_step="fetch or write the file again",
-        ) from None
     return copy
 
 
@@ -195,9 +176,10 @@ def _indexed(fasta: Path, index: Path, path: Path) -> Faidx:
     """The FASTA with its index, which is made under another name: workers may open the genome at the same time."""
     try:
         if not index.is_file():
-            with tempfile.TemporaryDirectory(dir=index.parent) as folder, contextlib.closing(
-                Faidx(str(fasta), indexname=str(Path(folder) / "fai"), as_raw=True)
-            ) as made:
+            with (
+                tempfile.TemporaryDirectory(dir=index.parent) as folder,
+                contextlib.closing(Faidx(str(fasta), indexname=str(Path(folder) / "fai"), as_raw=True)) as made,
+            ):
                 # pyfaidx takes an index older than its FASTA for stale.
                 times = fasta.stat().st_mtime_ns
                 os.utime(made.indexname, ns=(times, times))
