@@ -171,9 +171,11 @@ def _tell(spans: pl.DataFrame, exonic: pl.DataFrame) -> None:
     bare = spans.join(exonic, on=_COPY, how="anti").height
     if bare:
         log.warning("left out: %d gene line(s) without an exon on their contig and strand", bare)
-    made = exonic.join(spans, on=_COPY, how="anti").height
-    if made:
-        log.info("%d gene(s) without a gene line are made from their exons", made)
+    made = exonic.join(spans, on=_COPY, how="anti")
+    if made.height:
+        level = logging.WARNING if spans.height else logging.INFO  # a GTF may have no gene lines at all
+        some = ", ".join(made["gene"].sort().head(3)) + (", …" if made.height > 3 else "")
+        log.log(level, "%d gene(s) without a line of their own are made from their exons: %s", made.height, some)
     wider = exonic.join(spans, on=_COPY).filter((pl.col("start") < pl.col("first")) | (pl.col("end") > pl.col("last")))
     if wider.height:
         log.warning("%d gene(s) have exons beyond their gene line: they span both", wider.height)

@@ -136,14 +136,16 @@ def gff3_tables(lines: pl.DataFrame) -> Tables:
     links = pl.DataFrame(pairs, schema={"transcript": pl.String, "root": pl.String}, orient="row")
     found = exons.with_columns(transcript=pl.col("parents").cast(pl.String).str.split(",")).explode("transcript")
     joined = found.drop("rank", "gene").join(links, on="transcript", how="left")
-    _tell_orphans(joined, [root for root in links["root"].unique() if root not in parents])
+    _tell_orphans(joined)
 
     first = others.unique("id", keep="first", maintain_order=True)
     first = first.with_columns(root=pl.col("id").cast(pl.String)).select("root", "gene", "rank")
     joined = joined.filter(pl.col("root").is_not_null())
     joined = joined.join(first.select("root", "gene"), on="root", how="left")
     joined = joined.join(first.select(pl.col("root").alias("transcript"), "rank"), on="transcript", how="left")
-    own = others.with_columns(root=pl.col("id").cast(pl.String)).join(links.select("root").unique(), on="root")
+    own = others.with_columns(root=pl.col("id").cast(pl.String))
+    is_gene = pl.col("parents").is_null() & pl.col("feature").cast(pl.String).str.ends_with("gene")
+    own = own.filter(pl.col("root").is_in(links["root"].unique().implode()) | is_gene)
     # The kind of a gene line says something where it is not just "gene": pseudogene, ncRNA_gene.
     kind = pl.col("feature").cast(pl.String)
     own = own.with_columns(type=pl.coalesce(pl.col("type").cast(pl.String), kind.replace("gene", None)))
@@ -168,7 +170,7 @@ def _roots(name: str, parents: Mapping[str, Iterable[str]]) -> set[str]:
     return roots
 
 
-def _tell_orphans(exons: pl.DataFrame, roots: list[str]) -> None:
+def _tell_orphans(exons: pl.DataFrame) -> None:
     lost = exons.filter(pl.col("root").is_null())
     if lost.height:
         names = lost["transcript"].drop_nulls().unique().sort()
@@ -177,9 +179,6 @@ def _tell_orphans(exons: pl.DataFrame, roots: list[str]) -> None:
             "left out: %d exon line(s) whose gene is not known, of %d parent(s) without a line of their own%s",
             lost.height, names.len(), f" ({some}{', …' if names.len() > 3 else ''})" if some else "",
         )  # fmt: skip
-    if roots:
-        log.warning("%d gene(s) without a line of their own are made from their exons: %s%s",
-                    len(roots), ", ".join(sorted(roots)[:3]), ", …" if len(roots) > 3 else "")  # fmt: skip
 
 
 def _with_gene(table: pl.DataFrame) -> pl.DataFrame:

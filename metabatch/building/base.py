@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 import msgspec
 import numpy as np
 
-from metabatch.building.genes import Gene
+from metabatch.building.genes import ACCEPTOR, DONOR, Gene
 from metabatch.errors import InputError, UsageError
 from metabatch.rundir.publish import sha256_file
 
@@ -141,7 +141,7 @@ def open_base(description: BaseDescription, sources: Sequence[Path] = (), *, scr
 
         return ScoreTable(sources[0], description.columns or ScoreColumns(), scratch)
     if description.kind == "bigwig":
-        from metabatch.building.base_tables import ScoreTracks
+        from metabatch.building.base_tracks import ScoreTracks
 
         return ScoreTracks(sources[0], sources[1])
     if description.kind == "pwm":
@@ -193,6 +193,11 @@ def refuse_bad(scores: np.ndarray, gene: Gene, where: str) -> None:
             expected="numbers from 0 to 1 (neither, donor, acceptor)",
             where=where,
         )
+
+
+def remainder(scores: np.ndarray) -> np.ndarray:
+    """The score of neither, where only those of donor and acceptor are known: 1 less both, but not below 0."""
+    return np.maximum(np.float32(1) - scores[:, DONOR] - scores[:, ACCEPTOR], np.float32(0))
 
 
 def not_installed(what: str, extra: str, error: ImportError) -> UsageError:

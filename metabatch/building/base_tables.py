@@ -1,22 +1,23 @@
-"""Base scores that somebody made before, in a table (parquet or TSV) or in tracks (bigWig)."""
+"""Base scores that somebody made before, in a table: parquet or TSV."""
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
-from metabatch.building.base import BaseDescription, ScoreColumns, not_installed, refuse_bad, source_of
+from metabatch.building.base import BaseDescription, ScoreColumns, refuse_bad, remainder, source_of
 from metabatch.building.copies import complete_gzip, copy_stem, is_gzip, need_space
 from metabatch.building.genes import ACCEPTOR, DONOR, NEITHER, Gene
 from metabatch.data.batches import Piece, Reader, as_float32, as_numpy, as_text, whole_files
@@ -94,7 +95,7 @@ class ScoreTable:
         self._refuse(gene, times == 0, "have no score")
         self._refuse(gene, times > 1, "have several scores")
         if NEITHER not in self._scores:
-            found[:, NEITHER] = _rest(found)
+            found[:, NEITHER] = remainder(found)
         refuse_bad(found, gene, str(self.path))
         return found
 
@@ -175,71 +176,6 @@ class ScoreTable:
                 )
 
 
-class ScoreTracks:
-    """Scores in a bigWig file each for donors and acceptors; neither is what they leave of 1.
-
-    Needs pybigtools (extra ``bigwig``).
-    """
-
-    flank = 0
-
-    def __init__(self, donor: Path, acceptor: Path) -> None:
-        try:
-            import pybigtools
-        except ImportError as error:
-            raise not_installed("bigWig", "bigwig", error) from None
-        self.donor, self.acceptor = Path(donor), Path(acceptor)
-        self.name = f"{self.donor.name}, {self.acceptor.name}"
-        self._tracks = []
-        for path in (self.donor, self.acceptor):
-            if not path.is_file():
-                raise InputError(f"{path} does not exist", expected="a bigWig file of scores")
-            try:
-                self._tracks.append(pybigtools.open(str(path)))
-            except (pybigtools.BBIReadError, OSError, ValueError) as error:
-                raise InputError(f"{path.name} cannot be read as bigWig: {error}", where=str(path)) from None
-
-    def __reduce__(self) -> tuple[type[ScoreTracks], tuple[Path, Path]]:
-        return ScoreTracks, (self.donor, self.acceptor)
-
-    def describe(self) -> BaseDescription:
-        """With the sha256 of both files."""
-        return BaseDescription(kind="bigwig", sources=(source_of(self.donor), source_of(self.acceptor)))
-
-    def scores(self, gene: Gene, codes: np.ndarray) -> np.ndarray:  # noqa: ARG002 (scores do not come from sequence)
-        """As `BaseModel.scores`."""
-        found = np.empty((gene.length, 3), dtype=np.float32)
-        for column, path, track in ((DONOR, self.donor, self._tracks[0]), (ACCEPTOR, self.acceptor, self._tracks[1])):
-            values = self._values(track, gene)
-            bare = np.isnan(values)
-            if bare.any():
-                first = gene.positions(np.flatnonzero(bare)[0])
-                raise InputError(
-                    f"{int(bare.sum())} of the {gene.length} positions of gene {gene.gene_id} have no score, the first "
-                    f"at {gene.chrom}:{first}",
-                    expected="a value at every position of the genes, 0 too",
-                    where=str(path),
-                    next_step="write the track with its zeros, for this genome",
-                )
-            found[:, column] = values
-        found[:, NEITHER] = _rest(found)
-        refuse_bad(found, gene, self.name)
-        return found
-
-    @staticmethod
-    def _values(track: Any, gene: Gene) -> np.ndarray:
-        """In transcript direction; NaN where the track has nothing."""
-        if gene.chrom not in track.chroms():
-            return np.full(gene.length, np.nan)
-        values = np.asarray(track.values(gene.chrom, gene.start - 1, gene.end, fillna=None))
-        return values if gene.strand == "+" else values[::-1]
-
-
-def _rest(scores: np.ndarray) -> np.ndarray:
-    """What donor and acceptor leave of 1; rounding may leave a little less than nothing."""
-    return np.maximum(np.float32(1) - scores[:, DONOR] - scores[:, ACCEPTOR], np.float32(0))
-
-
 def _as_parquet(path: Path, columns: ScoreColumns, scratch: Path) -> list[Path]:
     if not path.exists():
         raise InputError(f"{path} does not exist", expected="a table of scores: parquet, or TSV with a header")
@@ -248,7 +184,8 @@ def _as_parquet(path: Path, columns: ScoreColumns, scratch: Path) -> list[Path]:
     with path.open("rb") as handle:
         if handle.read(4) == b"PAR1":
             return [path]
-    copy = scratch / f"{copy_stem(path)}.parquet"
+    names = hashlib.sha256(msgspec.json.encode(columns)).hexdigest()[:8]
+    copy = scratch / f"{copy_stem(path)}-{names}.parquet"
     if not copy.is_file():
         packed = is_gzip(path)
         need_space(scratch, path.stat().st_size * (_UNPACKED_RATIO if packed else 1), f"reading {path.name}",
@@ -265,29 +202,29 @@ def _convert(path: Path, made: Path, columns: ScoreColumns, *, packed: bool) -> 
     types: dict[str, pa.DataType] = dict.fromkeys((columns.gene, columns.chrom, columns.strand), pa.string())
     types[columns.position] = pa.int64()
     types |= dict.fromkeys(filter(None, (columns.donor, columns.acceptor, columns.neither)), pa.float32())
+    header = next(_text(path, packed=packed), b"").decode("utf-8", "replace").rstrip("\r\n").split("\t")
+    wanted = [name for name in header if name in types]
+    if not wanted:
+        raise InputError(
+            f"{path.name} has none of the columns of scores",
+            expected=f"parquet, or TSV with a header that has {', '.join(types)}",
+            where=f"{path}, which begins with {', '.join(header[:6])[:120]!r}",
+        )
+    schema = pa.schema([(name, types[name]) for name in wanted])
     try:
-        with ExitStack() as stack:
-            text = stack.enter_context(gzip.open(path, "rb") if packed else path.open("rb"))  # noqa: SIM115 (entered)
-            reader = pcsv.open_csv(
+        with _open(path, packed=packed) as text, pq.ParquetWriter(made, schema, compression="zstd") as writer:
+            batches = pcsv.open_csv(
                 text,
                 parse_options=pcsv.ParseOptions(delimiter="\t", quote_char=False),
-                convert_options=pcsv.ConvertOptions(column_types=types),
+                convert_options=pcsv.ConvertOptions(column_types=types, include_columns=wanted),
             )
-            wanted = [name for name in reader.schema.names if name in types]
-            if not wanted:
-                raise InputError(
-                    f"{path.name} has none of the columns of scores",
-                    expected=f"parquet, or TSV with a header that has {', '.join(types)}",
-                    where=f"{path}, which begins with {', '.join(reader.schema.names[:6])}",
-                )
-            writer = None
             held: list[pa.RecordBatch] = []
-            for batch in reader:
-                held.append(batch.select(wanted))
+            for batch in batches:
+                held.append(batch)
                 if sum(one.num_rows for one in held) >= ROWS_AT_ONCE:
-                    writer = _write(stack, writer, made, held)
+                    writer.write_table(pa.Table.from_batches(held), row_group_size=ROWS_AT_ONCE)
                     held = []
-            _write(stack, writer, made, held or [batch.slice(0, 0).select(wanted)])
+            writer.write_table(pa.Table.from_batches(held, schema), row_group_size=ROWS_AT_ONCE)
     except pa.ArrowInvalid as error:
         raise InputError(
             f"{path.name} cannot be read as a table: {str(error).splitlines()[0]}",
@@ -296,11 +233,10 @@ def _convert(path: Path, made: Path, columns: ScoreColumns, *, packed: bool) -> 
         ) from None
 
 
-def _write(
-    stack: ExitStack, writer: pq.ParquetWriter | None, made: Path, held: list[pa.RecordBatch]
-) -> pq.ParquetWriter:
-    table = pa.Table.from_batches(held)
-    if writer is None:
-        writer = stack.enter_context(pq.ParquetWriter(made, table.schema, compression="zstd"))
-    writer.write_table(table, row_group_size=ROWS_AT_ONCE)
-    return writer
+def _open(path: Path, *, packed: bool) -> BinaryIO:
+    return cast("BinaryIO", gzip.open(path, "rb")) if packed else path.open("rb")
+
+
+def _text(path: Path, *, packed: bool) -> Iterator[bytes]:
+    with _open(path, packed=packed) as handle:
+        yield from handle
