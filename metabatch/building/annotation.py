@@ -77,8 +77,7 @@ def _read(path: Path) -> Tables:
             expected="lines of transcripts and genes that the exons' Parent names",
             where=str(path),
         )
-    as_text = pl.col(pl.Categorical).cast(pl.String)
-    return Tables(exons=tables.exons.with_columns(as_text), genes=tables.genes.with_columns(as_text))
+    return tables
 
 
 def _canonical(exons: pl.DataFrame) -> pl.DataFrame:

@@ -54,7 +54,7 @@ def _rank(before: str) -> pl.Expr:
 
 def _compact(lines: pl.DataFrame) -> pl.DataFrame:
     """Ids come on many lines: as categories they take 4 bytes each."""
-    return lines.drop("attributes").with_columns(pl.col(pl.String).cast(pl.Categorical))
+    return lines.with_columns(pl.col(pl.String).cast(pl.Categorical))
 
 
 # -- GTF ---------------------------------------------------------------------------------------------------------------
@@ -81,7 +81,7 @@ def gtf_block(lines: pl.DataFrame, path: Path) -> pl.DataFrame:
             expected='gene_id "X"; transcript_id "Y"; in the ninth column',
             where=f"{path}, line {nameless['line'][0]}",
         )
-    return _compact(wanted)
+    return _compact(wanted.drop("attributes"))
 
 
 def gtf_tables(lines: pl.DataFrame) -> Tables:
@@ -117,7 +117,7 @@ def gff3_block(lines: pl.DataFrame, path: Path) -> pl.DataFrame:  # noqa: ARG001
         type=pl.coalesce(value("gene_type"), value("gene_biotype"), value("biotype")),
     )
     is_exon = pl.col("feature").is_in(EXONS)
-    return _compact(wanted.filter(is_exon | pl.col("id").is_not_null()))
+    return _compact(wanted.filter(is_exon | pl.col("id").is_not_null()).drop("attributes"))
 
 
 def gff3_tables(lines: pl.DataFrame) -> Tables:
@@ -150,8 +150,8 @@ def gff3_tables(lines: pl.DataFrame) -> Tables:
     kind = pl.col("feature").cast(pl.String)
     own = own.with_columns(type=pl.coalesce(pl.col("type").cast(pl.String), kind.replace("gene", None)))
     return Tables(
-        exons=_with_gene(joined).select("gene", _unescaped("transcript"), "rank", *_PLACE),
-        genes=_with_gene(own).select("gene", _unescaped("name"), _unescaped("type"), *_PLACE),
+        exons=_compact(_with_gene(joined).select("gene", _unescaped("transcript"), "rank", *_PLACE)),
+        genes=_compact(_with_gene(own).select("gene", _unescaped("name"), _unescaped("type"), *_PLACE)),
     )
 
 

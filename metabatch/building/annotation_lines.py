@@ -12,8 +12,8 @@ import polars as pl
 from metabatch.building.copies import complete_gzip, is_gzip
 from metabatch.errors import InputError
 
-# Bytes of text parsed at once: some 100,000 lines.
-BLOCK = 16 * 2**20
+# Bytes of text parsed at once: some 10,000 lines.
+BLOCK = 4 * 2**20
 # pseudogenic_exon: of the Sequence Ontology, in GFF3 of plants and others.
 EXONS = ("exon", "pseudogenic_exon")
 

@@ -12,6 +12,7 @@ differently, so features for a model want the same ones. Always on the CPU.
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +27,8 @@ from metabatch.errors import InputError
 
 # Positions scored at a time: the output length both networks were trained with.
 BLOCK = 5000
-# Residual units -> window and dilation of each (openspliceai/predict/predict.py), for 80, 400, 2,000 and 10,000 nt.
+# Window and dilation of the residual units (openspliceai/predict/predict.py): the first 4, 8, 12 or all 16 of them for
+# 80, 400, 2,000 and 10,000 nt.
 _WINDOWS = [11] * 8 + [21] * 4 + [41] * 4
 _DILATIONS = [1] * 4 + [4] * 4 + [10] * 4 + [25] * 4
 _CHANNELS = 32
@@ -48,16 +50,17 @@ class OpenSpliceAI:
         self.name = f"openspliceai:{self.path.name}"
         if not self.path.is_file():
             raise InputError(f"{path} does not exist", expected="the weights of an OpenSpliceAI model (.pt)")
-        weights = torch.load(self.path, map_location="cpu", weights_only=True)
-        units = sum(str(name).endswith(".conv1.weight") for name in weights)
-        if units not in {4, 8, 12, 16}:
+        try:
+            weights = torch.load(self.path, map_location="cpu", weights_only=True)
+            units = sum(str(name).endswith(".conv1.weight") for name in weights)
+            network = Network(_CHANNELS, np.array(_WINDOWS[:units]), np.array(_DILATIONS[:units]))
+            network.load_state_dict(weights)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, TypeError) as error:
             raise InputError(
-                f"{self.path.name} is not the weights of an OpenSpliceAI network ({units} residual units)",
-                expected="a state dictionary with 4, 8, 12 or 16 residual units (80, 400, 2,000, 10,000 nt)",
+                f"{self.path.name} is not the weights of an OpenSpliceAI network: {str(error).splitlines()[0]}",
+                expected="a state dictionary (.pt) of a published architecture: 80, 400, 2,000 or 10,000 nt",
                 where=str(path),
-            )
-        network = Network(_CHANNELS, np.array(_WINDOWS[:units]), np.array(_DILATIONS[:units]))
-        network.load_state_dict(weights)
+            ) from None
         network.eval()
         self._torch, self._network = torch, network
         self.flank = int(network.CL) // 2

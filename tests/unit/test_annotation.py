@@ -149,17 +149,18 @@ def test_gtf_and_gff3_of_the_same_genes_agree(hg19_windows: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("folder", ["hg19_windows", "worm"])
+@pytest.mark.parametrize("sites", ["all", "canonical"])
 def test_neither_blocks_nor_the_order_of_lines_nor_line_ends_matter(
-    folder: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: str, sites: Any, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (source,) = request.getfixturevalue(folder).glob("annotation.*")
-    expected = [told(g) for g in read_annotation(source, sites="all")]
+    expected = [told(g) for g in read_annotation(source, sites=sites)]
     head, *lines = text_of(source)
     random.Random(1).shuffle(lines)
     shuffled = tmp_path / "shuffled"
     shuffled.write_bytes("\r\n".join([head, *lines]).encode())  # and without an end to the last line
     monkeypatch.setattr(annotation_lines, "BLOCK", 50_001)
-    assert [told(g) for g in read_annotation(shuffled, sites="all")] == expected
+    assert [told(g) for g in read_annotation(shuffled, sites=sites)] == expected
 
 
 # -- rules -------------------------------------------------------------------------------------------------------------
