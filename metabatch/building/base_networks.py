@@ -57,7 +57,7 @@ class OpenSpliceAI:
             network.load_state_dict(weights)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, TypeError) as error:
             raise InputError(
-                f"{self.path.name} is not the weights of an OpenSpliceAI network: {str(error).splitlines()[0]}",
+                f"{self.path.name} is not the weights of an OpenSpliceAI network: {str(error)[:200]}",
                 expected="a state dictionary (.pt) of a published architecture: 80, 400, 2,000 or 10,000 nt",
                 where=str(path),
             ) from None
