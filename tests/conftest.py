@@ -19,6 +19,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "examples" / "hg19-demo"
+# Genomes that are not part of the project lie beside a checkout, where there are any.
+GENOMES = ROOT.parent / "shared" / "data"
 # For tests of something else.
 NO_ANALYSES = ("--analyses", "none")
 # Few trees and folds: these tests are about behaviour, not about the model.
@@ -125,6 +127,24 @@ def small_table(genes: int = 24, rows: int = 60, seed: int = 0) -> pl.DataFrame:
 @pytest.fixture
 def demo() -> Path:
     return DEMO
+
+
+def genome_folder(name: str) -> Path:
+    if not (GENOMES / name).is_dir():
+        pytest.skip(f"{GENOMES / name} is not there")
+    return GENOMES / name
+
+
+@pytest.fixture(scope="session")
+def hg19_windows() -> Path:
+    """Three human windows: genome.fa.gz, annotation.gtf.gz, base_scores.parquet."""
+    return genome_folder("hg19-windows")
+
+
+@pytest.fixture(scope="session")
+def worm() -> Path:
+    """1 % of C. elegans: genome.fa.gz, annotation.gff3.gz."""
+    return genome_folder("worm")
 
 
 @pytest.fixture(scope="session")
