@@ -1,0 +1,1 @@
+"""From a genome, its annotation and base scores to a table of positions: genes, scores, rows, features."""
