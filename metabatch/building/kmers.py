@@ -11,9 +11,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 # 65,536 columns of 8-mers are the most that is anything but a mistake.
 MOST_K = 8
-# Counters held at once (2 MiB of int64): they stay in a core's cache.
-_COUNTERS = 2**18
-_MOST_ROWS = 1024
+# Windows looked at in one go: their counters stay in a core's cache.
+_ROWS = 64
 # What N stands for in a k-mer's number: below -(4**k - 1) for every k, so that one N makes the whole number negative.
 _NUMBER = np.array([0, 1, 2, 3, -(4**MOST_K)], np.int32)
 
@@ -41,28 +40,22 @@ def kmer_counts(codes: np.ndarray, starts: np.ndarray, window: int, sizes: Colle
     dict
         k -> counts, shape (4**k, n), rows as `kmer_names`: uint8 where no count can exceed 255, else uint16.
     """
+    longest, windows = max(sizes), sliding_window_view(codes, window)
+    # The first row takes the k-mers that are not counted.
     counts = {
-        k: np.empty((4**k, len(starts)), np.uint8 if window - k + 1 <= np.iinfo(np.uint8).max else np.uint16)
+        k: np.zeros((4**k + 1, len(starts)), np.uint8 if window - k + 1 <= np.iinfo(np.uint8).max else np.uint16)
         for k in sizes
     }
-    rows = min(max(_COUNTERS // 4 ** max(sizes), 1), _MOST_ROWS)
-    windows = sliding_window_view(codes, window)
-    for first in range(0, len(starts), rows):
-        last = min(first + rows, len(starts))
-        letters = _NUMBER[windows[starts[first:last]]]
+    for first in range(0, len(starts), _ROWS):
+        letters = _NUMBER.take(windows[starts[first : first + _ROWS]])
+        place = np.arange(first, first + len(letters))[:, None] + len(starts)
         number = letters
-        for k in range(1, max(sizes) + 1):
+        for k in range(1, longest + 1):
             if k > 1:
                 number = number[:, :-1] * np.int32(4) + letters[:, k - 1 :]
             if k in counts:
-                counts[k][:, first:last] = _tally(number, 4**k)
-    return counts
-
-
-def _tally(number: np.ndarray, kinds: int) -> np.ndarray:
-    """How often each of `kinds` numbers stands in each row, shape (kinds, rows); negative ones are left out."""
-    rows = len(number)
-    cell = np.where(number < 0, kinds, number).astype(np.intp)
-    cell *= rows
-    cell += np.arange(rows)[:, None]
-    return np.bincount(cell.ravel(), minlength=(kinds + 1) * rows)[: kinds * rows].reshape(kinds, rows)
+                cell = np.maximum(number, -1).astype(np.intp)  # 32 bits do not number all cells
+                cell *= len(starts)
+                cell += place
+                np.add.at(counts[k].reshape(-1), cell.reshape(-1), counts[k].dtype.type(1))
+    return {k: table[1:] for k, table in counts.items()}

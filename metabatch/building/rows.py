@@ -14,7 +14,7 @@ import math
 import msgspec
 import numpy as np
 
-from metabatch.building.score_features import DONOR, check_scores
+from metabatch.building.score_features import ACCEPTOR, DONOR, check_scores
 from metabatch.errors import UsageError
 
 
@@ -97,25 +97,24 @@ def select_rows(
     if drawn == 0:
         pool = 0  # nothing would stand for it: it joins the rest
     negatives = np.flatnonzero(labels == 0)
-    order = _best_first(scores[negatives, DONOR:].max(axis=1), best + pool)
-    rest = np.ones(len(negatives), bool)
-    rest[order] = False
+    order = _best_first(np.maximum(scores[:, DONOR], scores[:, ACCEPTOR])[negatives], best + pool)
+    top, following = negatives[order[:best]], negatives[order[best:]]
+    others = np.delete(negatives, order)
     rng = _generator(gene_id, seed)
-    following = _drawn(rng, negatives[order[best:]], drawn)
-    taken = len(sites) + min(best, len(order)) + len(following)
-    random = _drawn(rng, negatives[rest], max(target - taken, sampling.min_random))
-    tiers = ((sites, len(sites)), (negatives[order[:best]], len(order[:best])), (following, len(order[best:])),
-             (random, int(rest.sum())))  # fmt: skip
+    some = _drawn(rng, following, drawn)
+    random = _drawn(rng, others, max(target - len(sites) - len(top) - len(some), sampling.min_random))
+    tiers = ((sites, sites), (top, top), (some, following), (random, others))
     index = np.concatenate([rows for rows, _ in tiers])
-    weight = np.concatenate([np.full(len(rows), of / max(len(rows), 1), np.float32) for rows, of in tiers])
+    weight = np.concatenate([np.full(len(rows), len(of) / max(len(rows), 1), np.float32) for rows, of in tiers])
     ascending = np.argsort(index)
     return index[ascending], weight[ascending]
 
 
 def _best_first(peak: np.ndarray, wanted: int) -> np.ndarray:
     """Places of the `wanted` highest (fewer, where there are fewer), highest first, the first of equal ones first."""
-    if not 0 < wanted < len(peak):
-        return np.argsort(-peak, kind="stable")[:wanted]
+    wanted = min(wanted, len(peak))
+    if wanted == 0:
+        return np.zeros(0, np.int64)
     lowest = np.partition(peak, len(peak) - wanted)[len(peak) - wanted]
     among = np.flatnonzero(peak >= lowest)
     return among[np.argsort(-peak[among], kind="stable")][:wanted]
