@@ -64,9 +64,10 @@ class Reader:
         for file, pieces in itertools.groupby(self.pieces, lambda piece: piece.file):
             with open_parquet(file) as parquet:
                 for piece in pieces:
-                    yield piece, self._read(parquet, piece)
+                    yield piece, self.read(parquet, piece)
 
-    def _read(self, parquet: pq.ParquetFile, piece: Piece) -> Iterator[pa.Table]:
+    def read(self, parquet: pq.ParquetFile, piece: Piece) -> Iterator[pa.Table]:
+        """The tables of one piece of a file that is open already: to read a row group by several sets of columns."""
         present = set(parquet.schema_arrow.names)
         columns = [c for c in dict.fromkeys((*self.columns, self.group_column)) if c in present]
         try:
