@@ -173,6 +173,17 @@ def as_float32(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(pa.float32(), safe=False)
 
 
+def as_values(column: pa.ChunkedArray) -> np.ndarray:
+    """A copy of the numbers as the matrix holds them, 32 bits at most: integers without gaps as they are, all others
+    float32, NaN where missing; infinite where beyond float32."""
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.uint8())
+    if not pa.types.is_integer(column.type) or column.type.bit_width == 64 or column.null_count:
+        with np.errstate(over="ignore"):
+            return np.array(pl.Series(pl.from_arrow(as_float32(column))).to_numpy(), dtype=np.float32)
+    return np.array(as_numpy(column))
+
+
 def as_matrix(table: pa.Table) -> np.ndarray:
     """A preprocessed table row by row, float32, shape (n, features); NaN where missing.
 
