@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pyarrow as pa
-
 from metabatch.data.roles import EXCLUDED, Candidate, classify, resolve_columns
 from metabatch.data.schema import union_schema
 from metabatch.data.shards import find_parquet, open_parquet, scan_shards
@@ -18,8 +16,6 @@ from metabatch.rundir.manifests import Columns, Shard
 
 # Of a column that is read piece by piece: its page and its dictionary, as writers make them.
 _PAGE_BYTES = 2 << 20
-# Text of unknown length, a row.
-_TEXT_BYTES = 32
 # Columns decoded together.
 BLOCK_BYTES = 48 << 20
 
@@ -99,16 +95,8 @@ def _order(files: Sequence[Path]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def widths(schema: pa.Schema) -> dict[str, int]:
-    """Bytes of a decoded cell of each column, about where it is not a number."""
-    return {
-        field.name: max(1, field.type.bit_width // 8) if pa.types.is_primitive(field.type) else _TEXT_BYTES
-        for field in schema
-    }
-
-
 def blocks(cells: Mapping[str, int], names: Iterable[str], rows: int) -> list[list[str]]:
-    """`names` that are in `cells` (see `widths`), cut so that a row group of `rows` rows is read in `BLOCK_BYTES`."""
+    """`names` that are in `cells` (see `cell_bytes`) in blocks: a row group of `rows` rows takes `BLOCK_BYTES` each."""
     found: list[list[str]] = []
     room = 0
     for name in names:

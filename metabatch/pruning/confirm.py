@@ -14,8 +14,8 @@ import numpy as np
 
 from metabatch.data.batches import Piece, Reader, as_values
 from metabatch.data.roles import Candidate
-from metabatch.data.shards import open_parquet
-from metabatch.pruning.columns import Table, blocks, widths
+from metabatch.data.shards import cell_bytes, open_parquet
+from metabatch.pruning.columns import Table, blocks
 from metabatch.pruning.sample import absent, finite
 from metabatch.resources.progress import Progress
 from metabatch.resources.signals import StopFlag
@@ -74,7 +74,7 @@ def look_at_all_rows(table: Table, names: Mapping[str, float], stop: StopFlag) -
     with Progress("all rows of suspects", table.rows if wanted else 0, "rows") as progress:
         for file, shard in zip(table.files, table.shards, strict=True) if wanted else ():
             with open_parquet(file) as parquet:
-                cells = widths(parquet.schema_arrow)
+                cells = cell_bytes(parquet.schema_arrow)
                 for group, rows in enumerate(shard.row_groups):
                     stop.check()
                     _look_at_absent(wanted, cells, rows, seen)

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from metabatch.data.batches import Piece, Reader, as_values
-from metabatch.data.shards import open_parquet
-from metabatch.pruning.columns import blocks, widths
+from metabatch.data.shards import cell_bytes, open_parquet
+from metabatch.pruning.columns import blocks
 from metabatch.pruning.sample import finite
 from metabatch.resources.progress import Progress
 from metabatch.resources.signals import StopFlag
@@ -53,7 +53,7 @@ def rewrite(
     rows = 0
     with open_parquet(file) as parquet:
         schema = _without(parquet.schema_arrow, dropped)
-        cells = widths(schema)
+        cells = cell_bytes(schema)
         floats = [f.name for f in schema if f.name in numbers and pa.types.is_floating(f.type)]
         with named(target), _writer(target, schema) as writer:
             for group in range(parquet.num_row_groups):

@@ -17,9 +17,9 @@ from metabatch.data.batches import Piece, Reader, as_text, as_values
 from metabatch.data.index import GeneIndex, build_index, pieces_for
 from metabatch.data.partition import seeded_rank
 from metabatch.data.roles import Candidate
-from metabatch.data.shards import open_parquet
+from metabatch.data.shards import cell_bytes, open_parquet
 from metabatch.errors import InputError
-from metabatch.pruning.columns import Table, blocks, widths
+from metabatch.pruning.columns import Table, blocks
 from metabatch.pruning.record import Sampled
 from metabatch.pruning.request import PruneRequest
 from metabatch.resources.progress import Progress
@@ -85,7 +85,7 @@ def _read(table: Table, pieces: list[Piece], drawn: Sampled, stop: StopFlag) -> 
     with Progress("sample", len(pieces), "row groups") as progress:
         for file, of_file in itertools.groupby(pieces, lambda piece: piece.file):
             with open_parquet(file) as parquet:
-                cells = widths(parquet.schema_arrow)
+                cells = cell_bytes(parquet.schema_arrow)
                 for piece in of_file:
                     stop.check()
                     mine = np.concatenate(list(_wanted(parquet, piece, table.columns.group)))
