@@ -166,7 +166,7 @@ def convert(arguments: Mapping[str, Any]) -> tuple[Options, set[str]]:
 
 def _value(field: str, text: str) -> Any:
     if field in ("exclude_features", "allow_features"):
-        return _names(field, text)
+        return names_of(field, text)
     if field == "analyses":
         return _analyses(text)
     if field in ("classes", "score_columns", "id_columns", "holdout_chrom"):
@@ -189,7 +189,8 @@ def _analyses(text: str) -> list[str]:
     return [name for name in ANALYSES if name in given] + sorted(given - set(ANALYSES))
 
 
-def _names(field: str, text: str) -> list[str]:
+def names_of(field: str, text: str) -> list[str]:
+    """Names separated by commas, or those of a file with one a line."""
     path = Path(text)
     if path.is_file():
         try:

@@ -166,15 +166,23 @@ def inspection_text(found: Inspection) -> str:
         f"{found.genes:,} genes, {found.positions:,} rows, {found.features:,} feature columns",
         "rows per gene: "
         + ", ".join(f"{k} {v:,.1f}" if k == "mean" else f"{k} {v:,.0f}" for k, v in found.rows_per_gene.items()),
-        "classes: "
-        + ", ".join(f"{k} {v:,} ({100 * v / max(1, found.positions):.2f} %)" for k, v in found.class_rows.items()),
+        "classes: " + ", ".join(f"{k} {v:,} ({found.prevalence[k]:.2%})" for k, v in found.class_rows.items()),
         f"weights: {found.columns.weight or 'none'}; kept whole: {found.columns.split or found.columns.group}; "
         f"base scores: {', '.join(found.columns.scores.values()) or 'none'}",
         f"largest row group: {found.largest_row_group:,} rows",
         "memory (estimate, by strategy): " + ", ".join(f"{k} {size(v)}" for k, v in found.memory.items()),
     ]
     lines += [f"not a feature: {e.name} ({e.reason})" for e in found.excluded]
-    lines += [f"note: {n}" for n in found.notes]
+    if found.weighted_prevalence is not None:
+        lines.insert(4, "weighted: " + ", ".join(f"{k} {v:.4%}" for k, v in found.weighted_prevalence.items()))
+    if found.leaks is not None and found.leaks.skipped is None:
+        lines.append(
+            f"leaks: {len(found.leaks.flagged):,} of {found.leaks.features:,} features flagged, on a sample of "
+            f"{found.leaks.genes:,} genes"
+        )
+    lines += ["", "problems:" if found.problems else "problems: none found"]
+    for p in found.problems:
+        lines += [f"  {p.severity:<8} {p.what}", f"{'':11}where: {p.where}", f"{'':11}next: {p.next_step}"]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""inspect-dataset: what is in a data set and what it would cost."""
+"""inspect-dataset: what is in a data set, what is wrong with it, and what it would cost."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from metabatch.commands._options import convert, options_text
 from metabatch.commands._tables import inspection_text
 from metabatch.planning.inspect import inspect_dataset
 
-USAGE = f"""Tell what is in a data set, from its footers and narrow columns only.
+USAGE = f"""Tell what is in a data set and what is wrong with it, from footers, narrow columns and a sample of genes.
 
 Usage:
   inspect-dataset [options] DATASET
 
-DATASET is a parquet file or a folder of parquet shards.
+DATASET is a parquet file or a folder of parquet shards. The last section lists problems: what, where, and what next.
+The exit code is 0 for every data set that can be read, whatever its problems; --json has them as `problems`.
+
+Options:
+  --no-leakage            Do not look for features that give the label away: no feature column is read.
 
 {options_text("Data")}
 Common:
@@ -24,7 +28,7 @@ Common:
 
 def action(arguments: Arguments) -> Text:
     options, _ = convert(arguments)
-    found = inspect_dataset(arguments["DATASET"], options)
+    found = inspect_dataset(arguments["DATASET"], options, leakage=not arguments["--no-leakage"])
     return Text(inspection_text(found), found)
 
 

@@ -64,9 +64,10 @@ class Reader:
         for file, pieces in itertools.groupby(self.pieces, lambda piece: piece.file):
             with open_parquet(file) as parquet:
                 for piece in pieces:
-                    yield piece, self._read(parquet, piece)
+                    yield piece, self.read(parquet, piece)
 
-    def _read(self, parquet: pq.ParquetFile, piece: Piece) -> Iterator[pa.Table]:
+    def read(self, parquet: pq.ParquetFile, piece: Piece) -> Iterator[pa.Table]:
+        """The tables of one piece of a file that is open already: to read a row group by several sets of columns."""
         present = set(parquet.schema_arrow.names)
         columns = [c for c in dict.fromkeys((*self.columns, self.group_column)) if c in present]
         try:
@@ -170,6 +171,17 @@ def carried(table: pa.Table, types: Mapping[str, CarriedType]) -> dict[str, pa.C
 def as_float32(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Scores and weights as stored in outputs; an integer beyond 2^24 is rounded, as any float32 is."""
     return column.cast(pa.float32(), safe=False)
+
+
+def as_values(column: pa.ChunkedArray) -> np.ndarray:
+    """A copy of the numbers as the matrix holds them, 32 bits at most: integers without gaps as they are, all others
+    float32, NaN where missing; infinite where beyond float32."""
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.uint8())
+    if not pa.types.is_integer(column.type) or column.type.bit_width == 64 or column.null_count:
+        with np.errstate(over="ignore"):
+            return np.array(pl.Series(pl.from_arrow(as_float32(column))).to_numpy(), dtype=np.float32)
+    return np.array(as_numpy(column))
 
 
 def as_matrix(table: pa.Table) -> np.ndarray:

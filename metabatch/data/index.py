@@ -14,12 +14,12 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
-from metabatch.data.batches import Piece, Reader, as_text, carried
+from metabatch.data.batches import Piece, Reader, as_text
+from metabatch.data.duplicates import Duplicates, find_duplicates, key_frame
 from metabatch.errors import InputError
 from metabatch.resources.progress import Progress
 from metabatch.rundir.manifests import Columns
 
-_RECHECK_ROWS = 2_000_000
 _FOLD_EVERY = 32
 _MANY_PLACES = 4
 _PLACE = ("rows", "distinct", "low", "high")
@@ -32,10 +32,16 @@ class GeneIndex:
     genes : gene_id, rows, n_0..n_{K-1} (rows per class), weight, split, chrom (the first), chroms (how many);
         sorted by gene_id.
     segments : gene_id, shard (position in the canonical order), row_group, rows; sorted by shard, row_group, gene_id.
+    spans : gene_id, low, high (lowest and highest position; 0 without a position column); sorted by gene_id.
+    class_weight : sum of the weights per class; the rows where nothing weighs them.
+    duplicates : rows that are there already, when they are not refused.
     """
 
     genes: pl.DataFrame
     segments: pl.DataFrame
+    spans: pl.DataFrame
+    class_weight: tuple[float, ...]
+    duplicates: tuple[Duplicates, ...]
     warnings: tuple[str, ...]
 
 
@@ -43,7 +49,9 @@ def class_column(code: int) -> str:
     return f"n_{code}"
 
 
-def build_index(files: Sequence[Path], row_groups: Sequence[Sequence[int]], columns: Columns) -> GeneIndex:
+def build_index(
+    files: Sequence[Path], row_groups: Sequence[Sequence[int]], columns: Columns, *, allow_duplicates: bool = False
+) -> GeneIndex:
     """Scan `files` (canonical order; `row_groups`: rows of each of their row groups).
 
     Raises
@@ -73,12 +81,24 @@ def build_index(files: Sequence[Path], row_groups: Sequence[Sequence[int]], colu
                         summaries = [_fold(summaries)]
                     progress.advance(batch.num_rows)
     pieces = pl.concat(places)
-    genes = _genes(_fold(summaries), columns)
-    _check_duplicates(pieces, files, columns)
+    folded = _fold(summaries)
+    genes = _genes(folded, columns)
+    duplicates = []
+    for found in find_duplicates(pieces, files, columns):
+        if not allow_duplicates:
+            raise found.refusal()
+        duplicates.append(found)
     segments = (
         pieces.group_by("gene_id", "shard", "row_group").agg(pl.col("rows").sum()).sort("shard", "row_group", "gene_id")
     )
-    return GeneIndex(genes, segments, tuple(_warnings(segments, genes, files, row_groups)))
+    return GeneIndex(
+        genes=genes,
+        segments=segments,
+        spans=pieces.group_by("gene_id").agg(pl.col("low").min(), pl.col("high").max()).sort("gene_id"),
+        class_weight=tuple(float(folded[f"w_{i}"].sum()) for i in range(len(columns.classes))),
+        duplicates=tuple(duplicates),
+        warnings=tuple(_warnings(segments, genes, files, row_groups)),
+    )
 
 
 def _summarise(batch: pa.Table, columns: Columns, where: str) -> pl.DataFrame:
@@ -116,13 +136,19 @@ def _summarise(batch: pa.Table, columns: Columns, where: str) -> pl.DataFrame:
             raise InputError(f"{frame['split'].null_count()} row(s) have no {columns.split}", where=where)
     if columns.chrom:
         frame = frame.with_columns(pl.Series("chrom", pl.from_arrow(as_text(batch.column(columns.chrom)))))
-    keys = _key_frame(batch, columns)
+    keys = key_frame(batch, columns)
     frame = frame.with_columns(keys)
     last = keys.columns[-1] if keys.width else None
     numeric = last is not None and keys[last].dtype.is_numeric()
     aggregates = [
         pl.len().cast(pl.Int64).alias("rows"),
         *((pl.col("label") == c).sum().cast(pl.Int64).alias(class_column(i)) for i, c in enumerate(columns.classes)),
+        *(
+            (weight.filter(pl.col("label") == c).sum() if columns.weight else (pl.col("label") == c).sum())
+            .cast(pl.Float64)
+            .alias(f"w_{i}")
+            for i, c in enumerate(columns.classes)
+        ),
         weight.sum().alias("weight") if columns.weight else pl.len().cast(pl.Float64).alias("weight"),
         (pl.col("split").first() if columns.split else one.first()).alias("split"),
         (pl.col("split").n_unique() if columns.split else pl.lit(1).first()).cast(pl.Int64).alias("splits"),
@@ -137,18 +163,13 @@ def _summarise(batch: pa.Table, columns: Columns, where: str) -> pl.DataFrame:
     return frame.group_by("gene_id").agg(aggregates).sort("gene_id")
 
 
-def _key_frame(batch: pa.Table, columns: Columns) -> pl.DataFrame:
-    types = {c: columns.carried[c] for c in columns.row_key if c != columns.group}
-    return pl.DataFrame({f"key_{n}": pl.from_arrow(c) for n, c in carried(batch, types).items()})
-
-
 def _fold(summaries: list[pl.DataFrame]) -> pl.DataFrame:
     """Summaries of several batches as one, a row a gene."""
     return (
         pl.concat(summaries)
         .group_by("gene_id")
         .agg(
-            pl.col("rows", "weight", "^n_[0-9]+$").sum(),
+            pl.col("rows", "weight", "^[nw]_[0-9]+$").sum(),
             pl.col("split").first(),
             pl.max_horizontal(pl.col("split").n_unique(), pl.col("splits").max()).alias("splits"),
             pl.col("chrom").min(),
@@ -167,55 +188,6 @@ def _genes(folded: pl.DataFrame, columns: Columns) -> pl.DataFrame:
         )
     counts = [class_column(i) for i in range(len(columns.classes))]
     return folded.select("gene_id", "rows", *counts, "weight", "split", "chrom", "chroms")
-
-
-def _check_duplicates(pieces: pl.DataFrame, files: Sequence[Path], columns: Columns) -> None:
-    """Refuse equal (gene, position) rows; genes whose pieces overlap are read again to be sure."""
-    if not columns.row_key:
-        return
-    double = pieces.filter(pl.col("distinct") < pl.col("rows"))
-    if double.height:
-        _refuse_duplicates(
-            double["gene_id"][0], int((double["rows"] - double["distinct"]).sum()), files, double, columns
-        )
-    spread = pieces.filter(pl.len().over("gene_id") > 1).sort("gene_id", "low")
-    overlapping = spread.filter(
-        (pl.col("low") <= pl.col("high").shift(1).over("gene_id"))
-        | (pl.col("high") >= pl.col("low").shift(-1).over("gene_id"))
-    )["gene_id"].unique(maintain_order=True)
-    if overlapping.is_empty():
-        return
-    suspects = spread.filter(pl.col("gene_id").is_in(overlapping.implode()))
-    load = suspects.group_by("gene_id").agg(pl.col("rows").sum()).sort("gene_id")
-    chunk = (load["rows"].cum_sum() // _RECHECK_ROWS).alias("chunk")
-    for _, part in load.with_columns(chunk).group_by("chunk", maintain_order=True):
-        names = pa.array(part["gene_id"].to_list(), pa.string())
-        places = (
-            suspects.filter(pl.col("gene_id").is_in(part["gene_id"].implode())).select("shard", "row_group").unique()
-        )
-        where = [Piece(files[s], g, names) for s, g in places.sort("shard", "row_group").iter_rows()]
-        rows = pl.concat(
-            pl.DataFrame({"gene_id": pl.from_arrow(as_text(t.column(columns.group)))}).with_columns(
-                _key_frame(t, columns)
-            )
-            for t in Reader(where, list(columns.row_key), columns.group)
-        )
-        twice = rows.filter(rows.is_duplicated())
-        if twice.height:
-            gene = twice["gene_id"][0]
-            _refuse_duplicates(
-                gene, twice.height - twice.n_unique(), files, suspects.filter(pl.col("gene_id") == gene), columns
-            )
-
-
-def _refuse_duplicates(gene: str, count: int, files: Sequence[Path], places: pl.DataFrame, columns: Columns) -> None:
-    names = sorted({files[s].name for s in places.filter(pl.col("gene_id") == gene)["shard"]})
-    raise InputError(
-        f"{count} duplicate row(s): same {', '.join(columns.row_key)}",
-        expected="every row once",
-        where=f"gene {gene}, in {', '.join(names)}",
-        next_step="remove the duplicates, or name what tells the rows apart with --id-columns",
-    )
 
 
 def _warnings(

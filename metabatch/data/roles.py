@@ -27,6 +27,8 @@ LABEL_MADE_COLUMNS = frozenset((
     DEFAULT_WEIGHT, "splice_type", "label", "is_splice_site", "true_site", "stratum",
     "n_sites", "n_donor", "n_acceptor",
 ))  # fmt: skip
+# What an excluded column is said to be when the user named it.
+EXCLUDED = "excluded by --exclude-features"
 CHROM_COLUMNS = ("chrom", "chromosome", "seqname")
 
 
@@ -188,7 +190,7 @@ def _exclusion(info: ColumnInfo, roles: Mapping[str, str], options: Options, loc
     if name in roles:
         return roles[name]
     if name in options.exclude_features:
-        return "excluded by --exclude-features"
+        return EXCLUDED
     if name in LABEL_MADE_COLUMNS:
         return "made from the label (--allow-features to keep it)"
     if name in LOCATION_COLUMNS:

@@ -15,6 +15,8 @@ from metabatch.rundir.publish import sha256_file
 
 # Bytes a column.
 READ_BUFFER = 16_384
+# Text of unknown length, a row.
+_TEXT_BYTES = 32
 
 
 def find_parquet(path: str | os.PathLike[str]) -> list[Path]:
@@ -48,6 +50,14 @@ def open_parquet(path: Path) -> pq.ParquetFile:
             where=f"{path} ({path.stat().st_size if path.exists() else 0} bytes)",
             next_step="write the file again, or take it out of the folder",
         ) from None
+
+
+def cell_bytes(schema: pa.Schema) -> dict[str, int]:
+    """Bytes of a decoded cell of each column, about where it is not a number."""
+    return {
+        field.name: max(1, field.type.bit_width // 8) if pa.types.is_primitive(field.type) else _TEXT_BYTES
+        for field in schema
+    }
 
 
 def scan_shards(path: str | os.PathLike[str]) -> list[Shard]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,18 +13,18 @@ import pyarrow.parquet as pq
 from metabatch.errors import InputError
 from metabatch.inference.job import Job, plan_prediction
 from metabatch.inference.modes import site_classes
-from metabatch.inference.parts import PART_ROWS, STORE, Part, PartRecord, Store, publishing, tidy_parts
+from metabatch.inference.parts import PART_ROWS, Part
 from metabatch.inference.request import Request, check_request
 from metabatch.inference.rows import predict_rows
 from metabatch.inference.tracks import Places, write_tracks
 from metabatch.inference.writing import parquet_writer, tsv_writer
 from metabatch.resources.progress import Progress
 from metabatch.resources.signals import StopFlag, stop_on_signal
-from metabatch.rundir.layout import is_passing
 from metabatch.rundir.lock import hold_folder
-from metabatch.rundir.manifests import Done, load
-from metabatch.rundir.markers import MARKER, check_stage, finish_stage, is_marked
+from metabatch.rundir.manifests import Done
+from metabatch.rundir.markers import check_stage, finish_stage, is_marked
 from metabatch.rundir.publish import attempt_folder
+from metabatch.rundir.store import PartRecord, Store, earlier_output, no_empty_folder, tidy_parts
 
 log = logging.getLogger(__name__)
 _DEFAULT = Request()
@@ -75,13 +73,13 @@ def predict(
     job = plan_prediction(
         model, data, request, fill_missing_kmers=fill_missing_kmers, threads=threads, part_rows=part_rows
     )
-    done = _predicted(out)
+    done = earlier_output(out, "predict")
     if done is not None and not force:
         finished = _finished(job, done, out, f"predictions of {model} on {data} with these options")
         tidy_parts(out)
         return finished
-    with _no_empty_folder(out), stop_on_signal() as stop, hold_folder(out):
-        done = _predicted(out)  # somebody may have come to an end while we waited for the folder
+    with no_empty_folder(out), stop_on_signal() as stop, hold_folder(out):
+        done = earlier_output(out, "predict")  # somebody may have come to an end while we waited for the folder
         if done is not None and not force:
             return _finished(job, done, out, f"predictions of {model} on {data} with these options")
         store = Store(out, job.key)
@@ -91,7 +89,7 @@ def predict(
         except InputError:  # of the data: with other data, these parts are of no use
             store.clear()
             raise
-        asked = sum(r.asked for r in records)
+        asked = sum(r.counts["asked"] for r in records)
         log.info("the meta-model was asked for %d of %d rows", asked, sum(p.rows for p in job.parts))
         if job.places is not None:
             _make_tracks(job, job.places, store, out, stop)
@@ -143,7 +141,7 @@ def _make_part(job: Job, part: Part, store: Store, out: Path, stop: StopFlag, pr
                 rows, asked = rows + step.table.num_rows, asked + step.asked
                 progress.advance(step.rows)
                 stop.check()
-        return store.keep(folder, name, rows=rows, asked=asked)
+        return store.keep(folder, name, rows=rows, counts={"asked": asked})
 
 
 def _make_tracks(job: Job, places: Places, store: Store, out: Path, stop: StopFlag) -> None:
@@ -163,39 +161,3 @@ def _rows_in(part: Path) -> int:
         return int(pq.read_metadata(part).num_rows)
     with gzip.open(part) as lines:
         return sum(1 for _ in lines) - 1
-
-
-def _predicted(out: Path) -> Done | None:
-    """The marker of the predictions in `out`; None for a new or empty folder, or one of an interrupted prediction.
-
-    Raises
-    ------
-    InputError
-        Anything else lies there: it is never touched, whatever was asked.
-    """
-    if is_marked(out):
-        done = load(out / MARKER, Done)
-        if done.stage == "predict":
-            return done
-    elif not out.exists():
-        return None
-    elif out.is_dir():
-        ours = {STORE, *publishing(out)}
-        if all(is_passing(p.name) or p.name in ours for p in out.iterdir()):
-            return None
-    raise InputError(
-        f"{out} exists and holds other files",
-        expected="a new folder, or one that `predict` wrote",
-        next_step="choose another OUT",
-    )
-
-
-@contextlib.contextmanager
-def _no_empty_folder(out: Path) -> Iterator[None]:
-    """Take `out` away again when the block fails before anything was kept or published in it."""
-    try:
-        yield
-    except BaseException:  # an interrupt too must leave nothing behind; it goes on
-        with contextlib.suppress(OSError):  # not empty: it was there before, or has finished parts
-            out.rmdir()
-        raise

@@ -1,20 +1,40 @@
-"""`inspect-dataset`: what is in a data set, from footers and narrow columns."""
+"""`inspect-dataset`: what is in a data set and what is wrong with it: footers, narrow columns, a gene sample."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import get_args
+
 import msgspec
 
-from metabatch.data.index import build_index, rows_by_class
+from metabatch.data.duplicates import shared_positions
+from metabatch.data.index import GeneIndex, build_index, pieces_for, rows_by_class
 from metabatch.data.roles import classify, resolve_columns
-from metabatch.data.schema import is_kmer, union_schema
-from metabatch.data.shards import find_parquet, open_parquet
+from metabatch.data.schema import ColumnInfo, union_schema
+from metabatch.data.shards import cell_bytes, find_parquet, open_parquet
 from metabatch.options import Options, validate
+from metabatch.planning.leaks import Leaks, look_for_leaks
 from metabatch.planning.memory import largest_group, memory_law
+from metabatch.planning.problems import (
+    Problem,
+    Severity,
+    class_problems,
+    duplicate_problems,
+    kmer_problems,
+    place_problems,
+    weight_problems,
+)
 from metabatch.rundir.manifests import Columns, ExcludedColumn, Feature, FeatureSet
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
-    """The findings. Sizes in bytes; `memory`: predicted peak per strategy, without a look at the values."""
+    """The findings. Sizes in bytes.
+
+    prevalence : class -> share of the rows; weighted_prevalence : of their weights, None without a weight column.
+    memory : predicted peak per strategy, without a look at the values. leaks : None when it was not asked for.
+    problems : errors first, then warnings, then notes.
+    """
 
     path: str
     shards: list[str]
@@ -23,16 +43,27 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     positions: int
     features: int
     class_rows: dict[str, int]
+    prevalence: dict[str, float]
+    weighted_prevalence: dict[str, float] | None
     rows_per_gene: dict[str, float]
     columns: Columns
     excluded: list[ExcludedColumn]
     largest_row_group: int
     memory: dict[str, int]
-    notes: list[str]
+    leaks: Leaks | None
+    problems: list[Problem]
 
 
-def inspect_dataset(path: str, options: Options) -> Inspection:
-    """Read footers, gene, label and weight columns of every shard; never a feature column."""
+def inspect_dataset(path: str, options: Options, *, leakage: bool = True) -> Inspection:
+    """Read footers, gene, label and weight columns of every shard, and the features of a bounded sample of genes.
+
+    leakage : whether to look for features that give the label away; without, no feature column is read.
+
+    Raises
+    ------
+    InputError
+        A data set that cannot be read as one: damaged files, absent columns, labels that are no class, bad weights.
+    """
     validate(options)
     files = find_parquet(path)
     groups, size = [], 0
@@ -43,18 +74,9 @@ def inspect_dataset(path: str, options: Options) -> Inspection:
     schema = union_schema(files)
     columns = resolve_columns(schema, options)
     candidates, excluded = classify(schema, columns, options)
-    index = build_index(files, groups, columns)
+    index = build_index(files, groups, columns, allow_duplicates=True)
     rows = index.genes["rows"]
-    differing = [i for i in schema.values() if i.absent_from]
-    notes = [
-        *index.warnings,
-        *(
-            f"{i.name} is missing from {', '.join(i.absent_from[:4])}{', …' if len(i.absent_from) > 4 else ''}: "
-            + ("counts as 0" if is_kmer(i.name) else "counts as missing")
-            for i in differing
-        ),
-    ]
-    # Values are not read here: the law for a matrix without missing values, the most usual kind.
+    # Values do not enter here: the law for a matrix without missing values, the most usual kind.
     assumed = FeatureSet(
         features=tuple(
             Feature(name=c.name, dtype=c.dtype, missing="native", if_absent="null", group=c.group) for c in candidates
@@ -67,6 +89,13 @@ def inspect_dataset(path: str, options: Options) -> Inspection:
     law = memory_law(assumed, options, len(columns.classes), largest_group(files, assumed), None)
     total = int(rows.sum())
     per_gene = total / index.genes.height
+    leaks = None
+    problems = _problems(index, schema, files, groups, columns)
+    if leakage:
+        leaks, more = look_for_leaks(index, files, groups, candidates, columns, options)
+        problems += more
+    class_rows = rows_by_class(index.genes, columns.classes)
+    weight = sum(index.class_weight)
     instance_rows = round(min(options.genes_per_instance, index.genes.height) * per_gene)
     return Inspection(
         path=str(path),
@@ -75,7 +104,11 @@ def inspect_dataset(path: str, options: Options) -> Inspection:
         genes=index.genes.height,
         positions=total,
         features=len(candidates),
-        class_rows=rows_by_class(index.genes, columns.classes),
+        class_rows=class_rows,
+        prevalence={c: n / total for c, n in class_rows.items()},
+        weighted_prevalence=None
+        if columns.weight is None or not weight
+        else {c: w / weight for c, w in zip(columns.classes, index.class_weight, strict=True)},
         rows_per_gene={
             "min": float(rows.min() or 0),  # type: ignore[arg-type]
             "median": float(rows.median() or 0),  # type: ignore[arg-type]
@@ -92,5 +125,28 @@ def inspect_dataset(path: str, options: Options) -> Inspection:
             ),
             "external": law.external(total),
         },
-        notes=notes,
+        leaks=leaks,
+        problems=sorted(problems, key=lambda p: get_args(Severity).index(p.severity)),
     )
+
+
+def _problems(
+    index: GeneIndex, schema: Mapping[str, ColumnInfo], files: Sequence[Path], groups: Sequence[Sequence[int]],
+    columns: Columns,
+) -> list[Problem]:  # fmt: skip
+    """What is wrong by footers and narrow columns."""
+    strand = "strand" if "strand" in schema and not schema["strand"].absent_from else None
+    shared = shared_positions(
+        index.genes, index.spans, lambda genes: pieces_for(index.segments, genes, files), columns, strand
+    )
+    row_bytes = 0
+    for file in files:
+        with open_parquet(file) as parquet:
+            row_bytes = max(row_bytes, sum(cell_bytes(parquet.schema_arrow).values()))
+    return [
+        *duplicate_problems(index, shared, columns),
+        *place_problems(index, files, groups, row_bytes),
+        *kmer_problems(schema, files),
+        *class_problems(index, columns),
+        *weight_problems(index, schema, files, columns),
+    ]

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from metabatch.analysis.leakage import LEAST_ROWS, Screen, leakage_table
 from metabatch.analysis.sampling import quotas
-from metabatch.data.batches import Reader, RowCount, as_float32, as_numpy, as_text
+from metabatch.data.batches import Reader, RowCount, as_text, as_values
 from metabatch.data.index import class_column, pieces_for
 from metabatch.data.partition import seeded_rank
 from metabatch.data.roles import Candidate
@@ -155,14 +155,10 @@ def _codes(column: pa.ChunkedArray, names: Sequence[str]) -> np.ndarray:
 
 def _values(column: pa.ChunkedArray) -> np.ndarray:
     """A copy of the numbers, 32 bits at most; NaN where missing, and where infinite (the feature scan refuses)."""
-    if pa.types.is_boolean(column.type):
-        column = column.cast(pa.uint8())
-    if not pa.types.is_integer(column.type) or column.type.bit_width == 64 or column.null_count:
-        with np.errstate(over="ignore"):
-            values = np.array(pl.Series(pl.from_arrow(as_float32(column))).to_numpy(), dtype=np.float32)
+    values = as_values(column)
+    if values.dtype.kind == "f":
         values[np.isinf(values)] = np.nan
-        return values
-    return np.array(as_numpy(column))
+    return values
 
 
 def _excused(row: dict[str, Any], columns: Columns, options: Options) -> dict[str, Any]:

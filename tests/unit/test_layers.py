@@ -14,7 +14,7 @@ PACKAGE = Path(metabatch.__file__).parent
 RANK = {
     "errors": 0, "lean": 0, "options": 0, "resources": 1, "rundir": 2, "data": 3, "metrics": 3, "models": 4,
     "analysis": 5, "planning": 6, "cluster": 6, "training": 6, "ensemble": 6, "inference": 7, "evaluation": 7,
-    "building": 5, "commands": 8,
+    "building": 5, "pruning": 6, "commands": 8,
 }  # fmt: skip
 
 

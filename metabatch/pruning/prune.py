@@ -1,0 +1,205 @@
+"""`prune-features`: a data set without the features that say nothing of their own, shard by shard."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+from metabatch import __version__
+from metabatch.errors import InputError
+from metabatch.options import Options, validate
+from metabatch.pruning.columns import Table, look_at
+from metabatch.pruning.decide import decide
+from metabatch.pruning.record import RECORD, PrunedFeatures
+from metabatch.pruning.request import PruneRequest, check_request
+from metabatch.pruning.rewrite import disk_space, rewrite
+from metabatch.resources.progress import Progress
+from metabatch.resources.signals import StopFlag, stop_on_signal
+from metabatch.rundir.fingerprint import hash_texts
+from metabatch.rundir.lock import hold_folder
+from metabatch.rundir.manifests import Done, load, to_json
+from metabatch.rundir.markers import check_stage, finish_stage, is_marked
+from metabatch.rundir.publish import attempt_folder, named, sha256_file
+from metabatch.rundir.store import Store, earlier_output, no_empty_folder, tidy_parts
+
+log = logging.getLogger(__name__)
+STAGE = "prune-features"
+# Beside the shards: which genes they hold, and how they were built.
+DESCRIPTION, _MANIFESTS = "dataset.json", "gene_manifest*"
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """What was dropped; kept_parts : shards of an interrupted attempt that were used again."""
+
+    record: PrunedFeatures
+    shards: int
+    already: bool
+    kept_parts: int = 0
+
+
+def prune_features(
+    data: str | os.PathLike[str], out: Path, request: PruneRequest, options: Options, *, force: bool = False
+) -> PruneResult:
+    """Write the shards of `data` without redundant features into `out`, with pruned_features.json and a done.json.
+
+    The same call after a kill goes on with the shards that were finished, to the same bytes.
+
+    Parameters
+    ----------
+    data : path
+        Parquet file or folder of shards.
+    out : Path
+        New folder; its files appear complete, with a done.json, or not at all.
+    options : Options
+        The columns' roles, features left out, and the seed.
+    force : bool
+        Replace an earlier pruning in `out` once the new one is complete.
+
+    Raises
+    ------
+    UsageError
+        An option that cannot be used.
+    InputError
+        Data that cannot be used, or `out` holding something else.
+    """
+    check_request(request)
+    validate(options)
+    earlier_output(out, STAGE)  # before the data is read
+    table = look_at(str(data), options, request.keep)
+    sides = _side_files(Path(data), [s.name for s in table.shards])
+    fingerprint = _fingerprint(table, request, options, sides)
+    done = earlier_output(out, STAGE)
+    if done is not None and not force:
+        finished = _finished(done, out, fingerprint, str(data))
+        tidy_parts(out)
+        return finished
+    with no_empty_folder(out), stop_on_signal() as stop, hold_folder(out):
+        done = earlier_output(out, STAGE)  # somebody may have come to an end while we waited for the folder
+        if done is not None and not force:
+            return _finished(done, out, fingerprint, str(data))
+        store = Store(out, fingerprint)
+        names = [RECORD, *(s.name for s in table.shards), *(p.name for p in sides)]
+        store.recover(names, published=is_marked(out))
+        try:
+            record = _decided(table, request, options, store, out, stop)
+            kept = _make_shards(table, record, fingerprint, out, stop)
+        except InputError:  # of the data: with other data, these shards are of no use
+            store.clear()
+            raise
+        _make_sides(sides, record, store, out)
+        store.announce({p.name for p in store.files.glob("*")} | set(done.files if done is not None else ()))
+        finish_stage(store.files, out, stage=STAGE, fingerprint=fingerprint, inputs=record.inputs)
+        store.clear()
+    return PruneResult(record, len(table.shards), already=False, kept_parts=kept)
+
+
+def _fingerprint(table: Table, request: PruneRequest, options: Options, sides: Sequence[Path]) -> str:
+    decided = [
+        *sorted(f"{s.name} {s.sha256}" for s in table.shards),
+        *(f"{p.name} {sha256_file(p)}" for p in sides),
+        to_json(request).decode(),
+        to_json(options).decode(),
+        f"metabatch {__version__}",
+        f"pyarrow {pa.__version__}",
+    ]
+    return hash_texts(decided)
+
+
+def _finished(done: Done, out: Path, fingerprint: str, data: str) -> PruneResult:
+    """What lies finished in `out`, if it is what is asked for."""
+    if done.fingerprint != fingerprint:
+        raise InputError(
+            f"{out} holds a pruning of other data, or with other options",
+            expected=f"{data} pruned with these options, or a new folder",
+            next_step="choose another OUT, or --force to replace it",
+        )
+    check_stage(out, stage=STAGE, fingerprint=fingerprint)
+    record = load(out / RECORD, PrunedFeatures)
+    return PruneResult(record, len(record.inputs), already=True)
+
+
+def _decided(
+    table: Table, request: PruneRequest, options: Options, store: Store, out: Path, stop: StopFlag
+) -> PrunedFeatures:
+    """What goes: as an interrupted attempt decided, or decided now."""
+    if store.kept(RECORD) is not None:
+        return load(store.files / RECORD, PrunedFeatures)
+    record = decide(table, request, options.seed, stop)
+    with attempt_folder(out) as folder:
+        _write(folder / RECORD, to_json(record))
+        store.keep(folder, RECORD, rows=0)
+    return record
+
+
+def _make_shards(table: Table, record: PrunedFeatures, fingerprint: str, out: Path, stop: StopFlag) -> int:
+    """Have every shard in the store; how many were there from before."""
+    dropped = {p.feature for p in record.pruned}
+    numbers = {c.name for c in table.features} - dropped
+    # Whatever decided: shards of another decision are made again.
+    store = Store(out, hash_texts([fingerprint, *sorted(dropped)]))
+    disk_space(out, table.files, dropped)
+    kept = 0
+    with Progress("prune", table.rows, "rows") as progress:
+        for file, shard in sorted(zip(table.files, table.shards, strict=True), key=lambda pair: pair[0].name):
+            stop.check()
+            if store.kept(file.name) is not None:
+                kept += 1
+                progress.skip(shard.rows)
+                continue
+            with attempt_folder(out) as folder:
+                scratch, made = folder / "scratch", folder / "made"
+                scratch.mkdir()
+                made.mkdir()
+                rows = rewrite(file, made / file.name, scratch, dropped, numbers, progress, stop)
+                store.keep(made, file.name, rows=rows)
+    if kept:
+        log.info("%d of %d shard(s) were finished before the interruption", kept, len(table.shards))
+    return kept
+
+
+def _side_files(data: Path, shards: Sequence[str]) -> list[Path]:
+    if not data.is_dir():
+        return []
+    found = sorted(p for p in data.glob(_MANIFESTS) if p.is_file() and p.name not in shards)
+    return found + [p for p in [data / DESCRIPTION] if p.is_file()]
+
+
+def _make_sides(sides: Sequence[Path], record: PrunedFeatures, store: Store, out: Path) -> None:
+    """Copy the files beside the shards; the description gets a note of what was pruned."""
+    with attempt_folder(out) as folder:
+        for file in sides:
+            raw = file.read_bytes()
+            _write(folder / file.name, raw if file.name != DESCRIPTION else _noted(file, raw, record))
+        store.take(folder)
+
+
+def _noted(file: Path, raw: bytes, record: PrunedFeatures) -> bytes:
+    """The description with an entry more in `pruned`; what it says of the shards' content is of those before."""
+    try:
+        description: Mapping[str, Any] = msgspec.json.decode(raw, type=dict[str, Any])
+        earlier = msgspec.convert(description.get("pruned", []), list[Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{file.name} cannot be read: {error}", expected="a JSON object", where=str(file),
+            next_step="restore it, or take it out of the folder",
+        ) from None  # fmt: skip
+    note = {
+        "metabatch_version": record.metabatch_version,
+        "features": [p.feature for p in record.pruned],
+        "reasons": RECORD,
+        "inputs": record.inputs,
+    }
+    return to_json({**description, "pruned": [*earlier, note]})
+
+
+def _write(path: Path, data: bytes) -> None:
+    with named(path):
+        path.write_bytes(data)
