@@ -53,18 +53,25 @@ def union_schema(files: Sequence[Path]) -> dict[str, ColumnInfo]:
     InputError
         A column stored as numbers in one shard and as something else in another; a name used twice.
     """
-    types: dict[str, dict[str, pa.DataType]] = {}
+    schemas = {}
     for file in files:
         with open_parquet(file) as parquet:
-            schema = parquet.schema_arrow
+            schemas[file.name] = parquet.schema_arrow
+    return united(schemas)
+
+
+def united(schemas: Mapping[str, pa.Schema]) -> dict[str, ColumnInfo]:
+    """As `union_schema`, of schemas by the names of their files."""
+    types: dict[str, dict[str, pa.DataType]] = {}
+    for file, schema in schemas.items():
         if len(set(schema.names)) != len(schema.names):
             twice = sorted({n for n in schema.names if schema.names.count(n) > 1})
-            raise InputError(f"column name used twice: {', '.join(twice)}", where=file.name)
+            raise InputError(f"column name used twice: {', '.join(twice)}", where=file)
         for field in schema:
-            types.setdefault(field.name, {})[file.name] = field.type
+            types.setdefault(field.name, {})[file] = field.type
     result = {}
     for name in sorted(types):
-        absent = tuple(f.name for f in files if f.name not in types[name])
+        absent = tuple(file for file in schemas if file not in types[name])
         # A column of type null (all missing in that shard) agrees with any type.
         here = {shard: t for shard, t in types[name].items() if not pa.types.is_null(t)} or types[name]
         dtypes = {shard: _matrix_dtype(t) for shard, t in here.items()}

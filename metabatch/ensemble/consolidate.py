@@ -165,6 +165,7 @@ def _bundle(run: RunDir, plan: Plan) -> Bundle:
         features=read_features(run).features,
         members=tuple(BundleMember(index=p.index, genes=p.genes, rows=p.rows) for p in plan.instances),
         lowered=(*plan.lowered, *_in_parts(run, plan)),
+        recipe=plan.recipe,
     )
 
 

@@ -6,21 +6,20 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import msgspec
 import pyarrow as pa
 import xgboost as xgb
 
 from metabatch import __version__
-from metabatch.data.schema import ColumnInfo, union_schema
-from metabatch.data.shards import find_parquet, open_parquet
+from metabatch.data.schema import ColumnInfo, united
 from metabatch.ensemble.bundle import BUNDLE_FILE, find_bundle, load_bundle
 from metabatch.ensemble.estimator import MetaModel
 from metabatch.errors import InputError
 from metabatch.inference.modes import Output, plan_output
-from metabatch.inference.parts import Part, cut
 from metabatch.inference.request import Request
+from metabatch.inference.source import Part, Source
 from metabatch.inference.tracks import Places, find_places
 from metabatch.rundir.fingerprint import hash_texts
 from metabatch.rundir.manifests import Bundle, load, to_json
@@ -36,7 +35,8 @@ class Job:
 
     output: Output
     estimator: MetaModel | None
-    parts: list[Part]
+    source: Source[Any]
+    parts: Sequence[Part]
     places: Places | None
     inputs: dict[str, str]
     metadata: dict[str, str]
@@ -48,31 +48,30 @@ class Job:
 
     def schema(self, part: Part) -> pa.Schema:
         """Of the part's file, with where it comes from in the metadata."""
-        own = {"source": part.file.name, "row_groups": f"{part.first}-{part.last}"}
-        return self.output.schema.with_metadata(self.metadata | own)
+        return self.output.schema.with_metadata(self.metadata | part.origin)
 
 
 def plan_prediction(
-    model: str | os.PathLike[str], data: str | os.PathLike[str], request: Request, *, fill_missing_kmers: bool,
+    model: str | os.PathLike[str], source: Source[Any], request: Request, *, fill_missing_kmers: bool,
     threads: int | None, part_rows: int,
 ) -> Job:  # fmt: skip
     """Look at model and data, and refuse what cannot be predicted."""
     folder = find_bundle(model)
     bundle = load(folder / BUNDLE_FILE, Bundle)
-    files = find_parquet(data)
-    schema = union_schema(files)
+    where, schemas = source.where, source.schemas()
+    schema = united(schemas)
     places = find_places(request, bundle, schema) if request.format == "bedgraph" else None
-    further = _further_types(files, request.columns, str(data))
+    further = _further_types(schemas, request.columns, where)
     if places is not None:  # the tracks are made from the parts
         ids = {bundle.columns.group, *bundle.columns.ids}
         more = [c for c in places.columns if c not in ids and c not in further]
-        further |= _further_types(files, more, str(data))
-    output = plan_output(bundle, schema, further, request, str(data))
+        further |= _further_types(schemas, more, where)
+    output = plan_output(bundle, schema, further, request, where)
     estimator = None
     if output.asks:
         estimator = load_bundle(model, fill_missing_kmers=fill_missing_kmers, threads=threads)
-        estimator.check_columns(list(schema), where=str(data))
-        _check_types(estimator, schema, str(data))
+        estimator.check_columns(list(schema), where=where)
+        _check_types(estimator, schema, where)
         if not bundle.thresholds:
             log.info("the model has no thresholds (no out-of-fold scores): CLASS_call is not written")
     else:
@@ -80,7 +79,7 @@ def plan_prediction(
     if bundle.columns.group not in schema:
         log.warning("the data has no column %s: the predictions are written without it", bundle.columns.group)
     _check_format(output)
-    inputs = {"model": sha256_file(folder / MARKER)} | {f.name: sha256_file(f) for f in files}
+    inputs = {"model": sha256_file(folder / MARKER)} | source.inputs()
     decided = [bundle.fingerprint, *(f"{k} {v}" for k, v in sorted(inputs.items())), f"part_rows {part_rows}"]
     of_parts = msgspec.structs.replace(
         request, format="tsv" if request.format == "tsv" else "parquet", position_base=None, chrom_column=None,
@@ -90,7 +89,8 @@ def plan_prediction(
     return Job(
         output=output,
         estimator=estimator,
-        parts=cut(files, part_rows),
+        source=source,
+        parts=source.parts(part_rows),
         places=places,
         inputs=inputs,
         metadata=_provenance(output, inputs["model"]),
@@ -99,13 +99,9 @@ def plan_prediction(
     )
 
 
-def _further_types(files: Sequence[Path], names: Sequence[str], where: str) -> dict[str, pa.DataType]:
+def _further_types(files: Mapping[str, pa.Schema], names: Sequence[str], where: str) -> dict[str, pa.DataType]:
     """The type of each of `names` that holds its values of every file; the data's own where all files agree."""
-    schemas = []
-    for file in files if names else ():
-        with open_parquet(file) as parquet:
-            there = parquet.schema_arrow
-        schemas.append(pa.schema([there.field(n).remove_metadata() for n in names if n in there.names]))
+    schemas = [pa.schema([t.field(n).remove_metadata() for n in names if n in t.names]) for t in files.values()]
     try:
         together = pa.unify_schemas(schemas, promote_options="permissive") if schemas else pa.schema([])
     except pa.ArrowException as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -49,6 +51,19 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         low = UNCERTAIN_LOW if self.uncertain_low is None else self.uncertain_low
         high = UNCERTAIN_HIGH if self.uncertain_high is None else self.uncertain_high
         return low, high
+
+
+@dataclass(frozen=True)
+class GenomeAsked:
+    """Positions of a genome. annotation or regions (BED) : which; base : files of base scores, or weights of a network;
+    gene_ids : the only genes taken, empty: all.
+    """
+
+    genome: Path
+    annotation: Path | None = None
+    regions: Path | None = None
+    base: tuple[Path, ...] = ()
+    gene_ids: tuple[str, ...] = ()
 
 
 def check_request(request: Request) -> None:

@@ -8,7 +8,7 @@ same for one row as for a thousand.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,7 +33,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
     """Rows read. `narrow`: what is written of them, None when nothing is; `features`: for the trees."""
 
     rows: int
@@ -44,6 +44,7 @@ class _Batch:
 
     @property
     def asked(self) -> int:
+        """Rows that go to the meta-model."""
         return 0 if self.features is None else self.features.num_rows
 
 
@@ -60,8 +61,16 @@ def predict_rows(output: Output, estimator: MetaModel | None, pieces: Sequence[P
             raise ValueError("nothing to predict with")
         yield from _all_rows(output, estimator, pieces, where)
         return
-    held: list[_Batch] = []
-    for batch in _batches(output, output.base, [] if estimator is None else estimator.feature_names, pieces, where):
+    features = [] if estimator is None else estimator.feature_names
+    yield from predict_batches(output, estimator, _batches(output, output.base, features, pieces, where), where)
+
+
+def predict_batches(
+    output: Output, estimator: MetaModel | None, batches: Iterable[Batch], where: str
+) -> Iterator[Step]:
+    """The output of `batches`, in order; several of them go through the trees together."""
+    held: list[Batch] = []
+    for batch in batches:
         held.append(batch)
         if sum(b.asked for b in held) >= JOINED_ROWS or sum(b.rows for b in held) >= _NARROW_ROWS:
             yield _finished(output, estimator, held, where)
@@ -79,7 +88,7 @@ def _all_rows(output: Output, estimator: MetaModel, pieces: Sequence[Piece], whe
 
 def _batches(
     output: Output, base: BaseScores, features: Sequence[str], pieces: Sequence[Piece], where: str
-) -> Iterator[_Batch]:
+) -> Iterator[Batch]:
     """The row groups, with the features of uncertain rows."""
     group = output.bundle.columns.group
     if base.zone is None:
@@ -89,7 +98,7 @@ def _batches(
     looked = [_look(base, piece, tables, where) for piece, tables in _scores(base, pieces)]
     for found, run in itertools.groupby(looked, lambda seen: seen.uncertain):
         if not found and output.request.selective:
-            yield _Batch(sum(seen.rows for seen in run))
+            yield Batch(sum(seen.rows for seen in run))
         elif found and features:
             for table in ahead(iter(Reader([seen.piece for seen in run], [*output.narrow, *features], group))):
                 yield _batch(output, base, table, set(features), where)
@@ -120,7 +129,7 @@ def _look(base: BaseScores, piece: Piece, tables: Iterator[pa.Table], where: str
     return _Seen(piece, rows, found)
 
 
-def _batch(output: Output, base: BaseScores, table: pa.Table, features: Set[str], where: str) -> _Batch:
+def _batch(output: Output, base: BaseScores, table: pa.Table, features: Set[str], where: str) -> Batch:
     rows, scores = table.num_rows, base.read(table, where)
     uncertain = base.uncertain(scores)
     if uncertain is not None and output.request.selective:
@@ -131,10 +140,10 @@ def _batch(output: Output, base: BaseScores, table: pa.Table, features: Set[str]
     if features and uncertain is not None and uncertain.any():
         wanted = table.select([c for c in table.column_names if c in features]).take(np.flatnonzero(uncertain))
     narrow = table.select([c for c in output.narrow if c in table.column_names])
-    return _Batch(rows, narrow, scores, uncertain, wanted)
+    return Batch(rows, narrow, scores, uncertain, wanted)
 
 
-def _finished(output: Output, estimator: MetaModel | None, held: Sequence[_Batch], where: str) -> Step:
+def _finished(output: Output, estimator: MetaModel | None, held: Sequence[Batch], where: str) -> Step:
     """Ask the meta-model for all of `held` at once, and give each batch its own."""
     rows, asked = sum(b.rows for b in held), sum(b.asked for b in held)
     proba = np.empty((0, len(output.bundle.columns.classes)))

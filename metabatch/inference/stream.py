@@ -7,15 +7,15 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
 from metabatch.errors import InputError
 from metabatch.inference.job import Job, plan_prediction
 from metabatch.inference.modes import site_classes
-from metabatch.inference.parts import PART_ROWS, Part
 from metabatch.inference.request import Request, check_request
-from metabatch.inference.rows import predict_rows
+from metabatch.inference.source import PART_ROWS, ParquetRows, Part, Source
 from metabatch.inference.tracks import Places, write_tracks
 from metabatch.inference.writing import parquet_writer, tsv_writer
 from metabatch.resources.progress import Progress
@@ -41,7 +41,8 @@ class PredictResult:
 
 
 def predict(
-    model: str | os.PathLike[str], data: str | os.PathLike[str], out: Path, request: Request = _DEFAULT, *,
+    model: str | os.PathLike[str], data: str | os.PathLike[str] | Source[Any], out: Path,
+    request: Request = _DEFAULT, *,
     fill_missing_kmers: bool = False, threads: int | None = None, force: bool = False, part_rows: int = PART_ROWS,
 ) -> PredictResult:  # fmt: skip
     """Write a folder of parts: group and id columns, base scores, `{class}_meta`, `{class}_call`, as `request` says.
@@ -54,7 +55,7 @@ def predict(
         Run directory, bundle or copied bundle.
     data : path
         Parquet file or folder. A column absent from some of its files is filled as in training; absent
-        from all, it is an error.
+        from all, it is an error. Or any `Source` of rows.
     out : Path
         New folder; its files appear complete, with a done.json, or not at all.
     force : bool
@@ -70,18 +71,19 @@ def predict(
         Features or base scores missing, unusable values, or `out` holding something else.
     """
     check_request(request)
+    source = ParquetRows(Path(data)) if isinstance(data, str | os.PathLike) else data
     job = plan_prediction(
-        model, data, request, fill_missing_kmers=fill_missing_kmers, threads=threads, part_rows=part_rows
+        model, source, request, fill_missing_kmers=fill_missing_kmers, threads=threads, part_rows=part_rows
     )
     done = earlier_output(out, "predict")
     if done is not None and not force:
-        finished = _finished(job, done, out, f"predictions of {model} on {data} with these options")
+        finished = _finished(job, done, out, f"predictions of {model} on {source.where} with these options")
         tidy_parts(out)
         return finished
     with no_empty_folder(out), stop_on_signal() as stop, hold_folder(out):
         done = earlier_output(out, "predict")  # somebody may have come to an end while we waited for the folder
         if done is not None and not force:
-            return _finished(job, done, out, f"predictions of {model} on {data} with these options")
+            return _finished(job, done, out, f"predictions of {model} on {source.where} with these options")
         store = Store(out, job.key)
         store.recover([job.name(p) for p in job.parts], published=is_marked(out))
         try:
@@ -136,7 +138,7 @@ def _make_part(job: Job, part: Part, store: Store, out: Path, stop: StopFlag, pr
     writer = tsv_writer if job.output.request.format == "tsv" else parquet_writer
     with attempt_folder(out) as folder:
         with writer(folder / name, job.schema(part)) as write:
-            for step in predict_rows(job.output, job.estimator, part.pieces, part.file.name):
+            for step in job.source.steps(part, job.output, job.estimator):
                 write(step.table)
                 rows, asked = rows + step.table.num_rows, asked + step.asked
                 progress.advance(step.rows)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
 import polars as pl
 
@@ -12,17 +13,39 @@ from metabatch.errors import InputError
 from metabatch.options import Options
 from metabatch.planning.student import Student
 from metabatch.rundir.manifests import Columns
+from metabatch.rundir.recipe import Built, set_aside
 
 
 def planned_genes(
-    genes: pl.DataFrame, columns: Columns, options: Options, student: Student | None
-) -> tuple[pl.DataFrame, pl.Series, str]:
-    """The genes of the plan, which of them are held out (bool), and how: the teacher's for a student."""
+    genes: pl.DataFrame, columns: Columns, options: Options, explicit: Collection[str], student: Student | None,
+    dataset: Path, built: Built,
+) -> tuple[pl.DataFrame, pl.Series, str]:  # fmt: skip
+    """The genes of the plan, which of them are held out (bool), and how.
+
+    The teacher's for a student; else as asked for; else those that the base model was not fitted on, where
+    `build-dataset` fitted one; else by default.
+    """
     if student is not None:
         return student.genes_of(genes)
     if options.sample_genes is not None:
         genes = draw_sample(genes, columns, options.sample_genes, options.seed)
+    if built.holdout and not {"holdout_fraction", "holdout_chrom"} & set(explicit):
+        mask = genes["gene_id"].is_in(list(set_aside(dataset)))
+        return genes, *_checked(genes, mask, f"not seen by the base model: {built.holdout}", columns)
     return genes, *choose_holdout(genes, columns, options)
+
+
+def fitted_problems(genes: pl.DataFrame, held: pl.Series, dataset: Path, built: Built) -> list[str]:
+    """Warn of holdout genes that the base model was fitted on."""
+    if not built.holdout:
+        return []
+    seen = genes.filter(held & ~genes["gene_id"].is_in(list(set_aside(dataset)))).height
+    if not seen:
+        return []
+    return [
+        f"{seen} of {int(held.sum())} holdout genes helped to fit the base model: its scores of them are too good "
+        "(without --holdout-fraction and --holdout-chrom the genes it did not see are held out)"
+    ]
 
 
 def draw_sample(genes: pl.DataFrame, columns: Columns, number: int, seed: int) -> pl.DataFrame:
@@ -76,6 +99,11 @@ def choose_holdout(genes: pl.DataFrame, columns: Columns, options: Options) -> t
         mask = genes["gene_id"].is_in(out.implode())
         unit = f"in whole {columns.split} groups, " if columns.split else ""
         how = f"{fraction:.0%} of the genes, {unit}stratified by size and classes, seed {options.seed}"
+    return _checked(genes, mask, how, columns)
+
+
+def _checked(genes: pl.DataFrame, mask: pl.Series, how: str, columns: Columns) -> tuple[pl.Series, str]:
+    """The holdout, if it leaves something to train on and has something to judge by."""
     held = int(mask.sum())
     if held in (0, genes.height):
         raise InputError(

@@ -23,7 +23,7 @@ from metabatch.planning.advice import prefer_exact
 from metabatch.planning.allocation import Allocation
 from metabatch.planning.decision import decide
 from metabatch.planning.existing import existing_plan
-from metabatch.planning.holdout import planned_genes, training_problems
+from metabatch.planning.holdout import fitted_problems, planned_genes, training_problems
 from metabatch.planning.learning import learned_law
 from metabatch.planning.memory import largest_group, memory_law, room_per_cell
 from metabatch.planning.probing import run_probe
@@ -45,6 +45,7 @@ from metabatch.rundir.manifests import (
     Plan,
     PlannedInstance,
 )
+from metabatch.rundir.recipe import read_built
 
 log = logging.getLogger(__name__)
 REQUEST_STEP = 32 << 20
@@ -98,7 +99,8 @@ def make_plan(
     index = build_index(files, [s.row_groups for s in shards], columns)
     if student is not None:
         candidates, excluded = student.without_excluded(candidates, excluded)
-    genes, held, how = planned_genes(index.genes, columns, options, student)
+    built = read_built(place)
+    genes, held, how = planned_genes(index.genes, columns, options, explicit, student, place, built)
     training = genes.filter(~held)
     problems = training_problems(training, columns, options)
     screened = screen_leaks(training, index.segments, files, candidates, excluded, columns, options)
@@ -116,6 +118,7 @@ def make_plan(
         *screened.warnings,
         *notes,
         *problems,
+        *fitted_problems(genes, held, place, built),
         *([] if student is None else student.warnings(options)),
     ]
     booster = _booster(columns)
@@ -165,6 +168,7 @@ def make_plan(
         warnings=tuple(warnings),
         tables={},
         teacher=teacher,
+        recipe=built.recipe,
     )  # fmt: skip
     write_soft = None if student is None else student.write_soft_labels
     decided = Decided(genes, held, training, index.segments, allocation, features, cuts, screened.table, write_soft)

@@ -214,6 +214,7 @@ class Plan(_Manifest, frozen=True, kw_only=True):
     profile : the memory tier whose settings stand in `options` ("default": none).
     probe : what the law was calibrated with; None where the probe failed (a warning says why).
     teacher : of a student; None for a model of the labels.
+    recipe : how the data set's columns are computed from a genome, where `build-dataset` made it.
     """
 
     format_version: int = FORMAT_VERSION
@@ -240,6 +241,7 @@ class Plan(_Manifest, frozen=True, kw_only=True):
     warnings: tuple[str, ...]
     tables: dict[str, str]
     teacher: Teacher | None = None
+    recipe: dict[str, Any] | None = None
 
 
 class FileRecord(_Manifest, frozen=True, kw_only=True):
@@ -293,6 +295,7 @@ class Bundle(_Manifest, frozen=True, kw_only=True):
 
     strategy : of the plan, or "distilled".
     thresholds : class -> threshold of the meta-model's score for a call; empty without out-of-fold scores.
+    recipe : as in the plan; `predict --genome` follows it.
     """
 
     format_version: int = FORMAT_VERSION
@@ -306,6 +309,7 @@ class Bundle(_Manifest, frozen=True, kw_only=True):
     members: tuple[BundleMember, ...]
     lowered: tuple[Lowered, ...] = ()
     thresholds: dict[str, float] = {}
+    recipe: dict[str, Any] | None = None
 
 
 def to_json(value: Any) -> bytes:

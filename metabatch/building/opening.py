@@ -1,0 +1,57 @@
+"""A base model as it is asked for: opened, or fitted where it is one that is fitted here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from metabatch.building.base import BaseDescription, BaseModel, Kind, ScoreColumns, Source, open_base, source_of
+from metabatch.building.genes import Gene
+from metabatch.building.genome import Genome
+from metabatch.building.pwm import fit_pwm
+from metabatch.data.shards import find_parquet
+from metabatch.errors import InputError
+
+
+@dataclass(frozen=True)
+class BaseAsked:
+    """Which base model, from which files. columns : of a table."""
+
+    kind: Kind
+    paths: tuple[Path, ...] = ()
+    columns: ScoreColumns | None = None
+
+    @property
+    def fitted(self) -> bool:
+        """Whether it is fitted on genes of the data set."""
+        return self.kind == "pwm"
+
+    def sources(self) -> list[Source]:
+        """Its files; of a folder the parquet files in it."""
+        files = [file for path in self.paths for file in (find_parquet(path) if path.is_dir() else [path])]
+        missing = [file for file in files if not file.is_file()]
+        if missing:
+            raise InputError(f"base scores {missing[0]} do not exist", expected="a file, or a folder of parquet files")
+        return [source_of(file) for file in files]
+
+    def text(self) -> str:
+        """What it is besides its files."""
+        return f"{self.kind} {msgspec.json.encode(self.columns).decode()}"
+
+
+def opened(asked: BaseAsked, fitted_on: Sequence[Gene], genome: Genome, scratch: Path) -> BaseModel:
+    """The base model of a new data set.
+
+    Parameters
+    ----------
+    fitted_on : sequence of Gene
+        For a base model that is fitted here.
+    """
+    if asked.fitted:
+        return fit_pwm(fitted_on, genome)
+    sources = tuple(source_of(p) for p in asked.paths if p.is_file())
+    description = BaseDescription(kind=asked.kind, sources=sources, columns=asked.columns)
+    return open_base(description, asked.paths, scratch=scratch)

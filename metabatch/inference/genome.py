@@ -1,0 +1,186 @@
+"""Positions of a genome as rows to predict on, their columns computed as those of the model's own data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from metabatch.building.annotation import read_annotation
+from metabatch.building.base import open_base, source_of
+from metabatch.building.dataset import Recipe
+from metabatch.building.genes import Gene, with_loci
+from metabatch.building.genome import Genome
+from metabatch.building.positions import Material, Positions
+from metabatch.ensemble.bundle import BUNDLE_FILE, find_bundle
+from metabatch.ensemble.estimator import MetaModel
+from metabatch.errors import InputError, UsageError
+from metabatch.inference.modes import Output
+from metabatch.inference.request import GenomeAsked
+from metabatch.inference.rows import Batch, Step, predict_batches
+from metabatch.rundir.manifests import Bundle, load
+
+# Positions whose base scores, and features where asked for, are held at once.
+_CHUNK_ROWS = 8_192
+
+
+@dataclass(frozen=True)
+class GenePart:
+    """Whole genes."""
+
+    stem: str
+    genes: tuple[Gene, ...]
+    source: str
+
+    @property
+    def rows(self) -> int:
+        return sum(g.length for g in self.genes)
+
+    @property
+    def origin(self) -> dict[str, str]:
+        return {"source": self.source, "genes": f"{self.genes[0].gene_id} to {self.genes[-1].gene_id}"}
+
+
+@dataclass(frozen=True)
+class GenomeRows:
+    """All positions of genes, ascending; genes by chromosome and start."""
+
+    positions: Positions
+    genes: Sequence[Gene]
+    where: str
+    files: dict[str, Path] = field(default_factory=dict)
+
+    def schemas(self) -> dict[str, pa.Schema]:
+        return {self.where: self.positions.schema}
+
+    def inputs(self) -> dict[str, str]:
+        return {name: source_of(path).sha256 for name, path in self.files.items()} | {
+            "genes": " ".join(g.gene_id for g in self.genes)
+        }
+
+    def parts(self, most_rows: int) -> list[GenePart]:
+        parts: list[list[Gene]] = []
+        rows = 0
+        for gene in self.genes:
+            if not parts or rows + gene.length > most_rows:
+                parts.append([])
+                rows = 0
+            parts[-1].append(gene)
+            rows += gene.length
+        return [GenePart(f"part-{i:05d}", tuple(genes), self.where) for i, genes in enumerate(parts)]
+
+    def steps(self, part: GenePart, output: Output, estimator: MetaModel | None) -> Iterator[Step]:
+        return predict_batches(output, estimator, self._batches(part, output, estimator), self.where)
+
+    def _batches(self, part: GenePart, output: Output, estimator: MetaModel | None) -> Iterator[Batch]:
+        cheap = {f.name for f in self.positions.narrow_schema}
+        whole = not set(output.narrow) <= cheap  # features among the further columns
+        for gene in part.genes:
+            material = self.positions.material(gene)
+            for start in range(0, gene.length, _CHUNK_ROWS):
+                index = np.arange(start, min(start + _CHUNK_ROWS, gene.length))
+                if gene.strand == "-":
+                    index = gene.length - 1 - index
+                yield self._batch(material, index, output, estimator, whole=whole)
+
+    def _batch(
+        self, material: Material, index: np.ndarray, output: Output, estimator: MetaModel | None, *, whole: bool
+    ) -> Batch:
+        rows, base = len(index), output.base
+        make = self.positions.rows if whole else self.positions.narrow
+        narrow = pa.Table.from_batches([make(material, index)])
+        scores = {} if base is None else base.read(narrow, self.where)
+        uncertain = None if base is None else base.uncertain(scores)
+        if uncertain is not None and output.request.selective:
+            kept = np.flatnonzero(uncertain)
+            narrow, index, uncertain = narrow.take(kept), index[kept], uncertain[kept]
+            scores = {name: values[kept] for name, values in scores.items()}
+        wanted = index if uncertain is None else index[uncertain]
+        features = None
+        if estimator is not None and len(wanted):
+            features = pa.Table.from_batches([self.positions.rows(material, wanted)]).select(estimator.feature_names)
+        return Batch(rows, narrow.select(output.narrow), scores, uncertain, features)
+
+
+def open_genome(model: str | Path, asked: GenomeAsked, scratch: Path) -> GenomeRows:
+    """The positions asked for, with the columns of the data set that `model` was trained on.
+
+    Raises
+    ------
+    InputError
+        A model of another data set than `build-dataset` makes, a genome and annotation that do not go together.
+    UsageError
+        Base scores missing, or given where the model has its own.
+    """
+    bundle = load(find_bundle(model) / BUNDLE_FILE, Bundle)
+    if bundle.recipe is None:
+        raise InputError(
+            f"{model} does not know how its features are computed from a genome",
+            expected="a model of a data set that build-dataset made", next_step="predict on a table: MODEL DATA OUT",
+        )  # fmt: skip
+    try:
+        recipe = msgspec.convert(bundle.recipe, Recipe)
+    except msgspec.ValidationError as error:
+        raise InputError(
+            f"the recipe of {model} cannot be read: {error}", expected="as build-dataset wrote it"
+        ) from None
+    places = asked.annotation or asked.regions
+    if places is None:
+        raise UsageError("--genome without --annotation or --regions", expected="one of them")
+    genome = Genome(asked.genome, scratch)
+    genes = read_annotation(places, sites="all") if asked.annotation else read_regions(places)
+    genes = _chosen(with_loci(genes), asked.gene_ids)
+    genome.check(genes, str(places))
+    base = open_base(recipe.base, asked.base, scratch=scratch)
+    files = {"genome": asked.genome, "places": places} | {
+        f"base {i}": p for i, p in enumerate(asked.base) if p.is_file()
+    }
+    return GenomeRows(Positions(genome, base, recipe.features), genes, places.name, files)
+
+
+def _chosen(genes: Sequence[Gene], gene_ids: Sequence[str]) -> list[Gene]:
+    unknown = sorted(set(gene_ids) - {g.gene_id for g in genes})
+    if unknown:
+        raise InputError(f"--gene-ids {', '.join(unknown[:5])}: {len(unknown)} of them not in the annotation")
+    return [g for g in genes if not gene_ids or g.gene_id in set(gene_ids)]
+
+
+def read_regions(path: Path) -> list[Gene]:
+    """Regions of a BED file, each to be scored like a gene of that span; + where there is no strand.
+
+    Raises
+    ------
+    InputError
+        Naming the line: too few columns, no positions, a name used twice.
+    """
+    if not path.is_file():
+        raise InputError(f"regions {path} do not exist", expected="a BED file")
+    genes: list[Gene] = []
+    none = np.empty(0, np.int64)
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if not line.strip() or line.startswith(("#", "track", "browser")):
+            continue
+        cells = line.split("\t")
+        start, end = (int(c) if c.isdigit() else -1 for c in (*cells[1:3], "", "")[:2])
+        strand = cells[5].strip() if len(cells) > 5 else "+"
+        if not 0 <= start < end or strand not in ("+", "-", "."):
+            raise InputError(
+                f"line {number} of {path.name} is no region: {line[:60]!r}",
+                expected="chrom, start (from 0), end, and where there are more: name, score, strand, separated by tabs",
+                where=f"{path}, line {number}",
+            )
+        strand = "+" if strand == "." else strand
+        name = cells[3].strip() if len(cells) > 3 and cells[3].strip() else f"{cells[0]}:{start + 1}-{end}{strand}"
+        genes.append(Gene(name, name, "", cells[0], strand, start + 1, end, none, none))
+    twice = pl.Series([g.gene_id for g in genes], dtype=pl.String)
+    twice = twice.filter(twice.is_duplicated())
+    if len(twice):
+        raise InputError(f"{path.name} has several regions named {twice[0]}", expected="a name per region, or none")
+    if not genes:
+        raise InputError(f"{path.name} has no regions", expected="a BED file", where=str(path))
+    return genes
