@@ -2,22 +2,21 @@
 
 Genes are generated (lengths spread as those of human genes, a tenth of 1 % of the positions scored above 0.01), so that
 reading a genome and running a base model are not part of it. Nothing is warmed up but the imports.
-
-    python benchmarks/building.py [GENES] [LONGEST]
 """
 
 from __future__ import annotations
 
 import os
-import sys
-import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from runs import run_measured
 
 from metabatch.building.features import FeatureSpec, feature_batch, feature_flank, feature_schema
 from metabatch.building.rows import RowSampling, select_rows, targets
@@ -62,7 +61,7 @@ def measure(genes: int, longest: int, file: Path, seed: int = 0) -> Measured:
     asked = targets(RowSampling(), lengths)
     rows, choosing, features, writing = 0, 0.0, 0.0, 0.0
     waiting: list[pa.RecordBatch] = []
-    with pq.ParquetWriter(file, feature_schema(SPEC), compression="zstd") as writer:
+    with pq.ParquetWriter(file, feature_schema(SPEC), compression="zstd", use_dictionary=False) as writer:
         for number, (length, target) in enumerate(zip(lengths.tolist(), asked.tolist(), strict=True)):
             codes, scores, labels = gene(length, rng)
             start = time.process_time()
@@ -80,13 +79,72 @@ def measure(genes: int, longest: int, file: Path, seed: int = 0) -> Measured:
     return Measured(rows, choosing, features, writing, file.stat().st_size)
 
 
-def main() -> None:
-    genes, longest = (int(word) for word in (*sys.argv[1:], "300", "2300000")[:2])
-    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
-    pa.set_cpu_count(1)
-    with tempfile.TemporaryDirectory() as place:
-        print(measure(genes, longest, Path(place) / "table.parquet"))
+SIZES = (200, 2_000)
+_LONGEST = 100_000  # in every genome, so that the largest gene is the same
+_GAP = 2_000
 
 
-if __name__ == "__main__":
-    main()
+def make_genome(folder: Path, genes: int, seed: int = 0) -> tuple[Path, Path]:
+    """A FASTA and a GTF file of genes one after the other, 100 on a contig, with introns from GT to AG."""
+    folder.mkdir()
+    rng = np.random.default_rng(seed)
+    lengths = np.clip(np.exp(rng.normal(np.log(MEDIAN), SPREAD, genes)), 2_000, _LONGEST).astype(np.int64)
+    lengths[0] = _LONGEST
+    fasta, gtf = folder / "genome.fa", folder / "annotation.gtf"
+    with fasta.open("w") as sequence, gtf.open("w") as lines:
+        for contig, part in enumerate(np.array_split(lengths, max(1, genes // 100))):
+            letters = rng.choice(np.frombuffer(b"ACGT", np.uint8), int(part.sum()) + _GAP * (len(part) + 1))
+            start = _GAP
+            for number, length in enumerate(part.tolist()):
+                name = f"G{contig:03d}{number:03d}"
+                shared = f'gene_id "{name}"; gene_type "protein_coding";'
+                lines.write(f"c{contig}\tbench\tgene\t{start + 1}\t{start + length}\t.\t+\t.\t{shared}\n")
+                for exon, (first, last) in enumerate(_exons(length)):
+                    lines.write(
+                        f"c{contig}\tbench\texon\t{start + first + 1}\t{start + last}\t.\t+\t.\t{shared} "
+                        f'transcript_id "{name}.1"; exon_number "{exon + 1}";\n'
+                    )
+                    if exon:
+                        letters[start + first - 2 : start + first] = np.frombuffer(b"AG", np.uint8)
+                    letters[start + last : start + last + 2] = np.frombuffer(b"GT", np.uint8)
+                start += length + _GAP
+            sequence.write(f">c{contig}\n")
+            text = letters.tobytes().decode()
+            sequence.writelines(text[i : i + 60] + "\n" for i in range(0, len(text), 60))
+    return fasta, gtf
+
+
+def _exons(length: int) -> list[tuple[int, int]]:
+    """First and last (excluded) position of exons of 150 nt, one in 4,000 nt and two at least."""
+    begins = np.linspace(0, length - 150, max(2, length // 4_000)).astype(int)
+    return [(int(b), int(b) + 150) for b in begins]
+
+
+def building_lines(place: Path) -> Iterator[str]:
+    """What a data set costs: the whole command on generated genomes, and its steps on one core."""
+    yield (
+        "`build-dataset --base-model pwm --kmer-sizes 3,5 --workers 1` on generated genomes (median gene "
+        f"{MEDIAN:,} nt, the longest {_LONGEST:,}): CPU of the whole command, start, reading, fitting and scoring included; "
+        "peak: largest resident memory of a process.\n"
+    )
+    yield "| genes | positions | rows | columns | CPU s | rows/s | peak |"
+    yield "|---|---|---|---|---|---|---|"
+    for genes in SIZES:
+        fasta, gtf = make_genome(place / f"genome-{genes}", genes)
+        out = place / f"built-{genes}"
+        words = ("--base-model", "pwm", "--kmer-sizes", "3,5", "--workers", "1")
+        found = run_measured("build-dataset", *words, fasta, gtf, out)
+        manifest = pl.read_csv(out / "gene_manifest.csv")
+        columns = len(pq.read_schema(out / "positions-00000.parquet").names)
+        rows, positions = manifest["rows"].sum(), manifest["length"].sum()
+        yield (
+            f"| {genes:,} | {positions:,} | {rows:,} | {columns:,} | {found.seconds:.1f} | "
+            f"{rows / found.seconds:,.0f} | {found.peak_bytes / 2**20:.0f} MiB |"
+        )
+    yield "\nOf these, on one core, per step (400 rows a gene, genes up to 2.3 Mnt, scores generated):\n"
+    here = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, [min(here)])
+    try:
+        yield from f"    {measure(200, 2_300_000, place / 'steps.parquet')}".splitlines()
+    finally:
+        os.sched_setaffinity(0, here)

@@ -22,8 +22,10 @@ from pathlib import Path
 
 import psutil
 from analyses import analyses_table
+from building import building_lines
 from checkpoints import checkpoints_table
 from ensembles import ensembles_lines
+from genome import genome_lines
 from growth import SIZES, growth_table
 from inference import inference_table, make_data
 from limits import ladder_lines, limits_table, sample_lines
@@ -44,6 +46,8 @@ TITLES = {
     "analyses": "What the analyses of a 1,500-gene instance cost",
     "ensembles": "One model, members, combinations and the student on genes none of them saw",
     "inference": "Prediction: rows a second",
+    "genome": "From a genome to all its positions",
+    "building": "Building data sets: rows a second and memory",
 }
 
 
@@ -104,6 +108,8 @@ def main() -> None:
             "checkpoints": lambda: checkpoints_table(table(500), place),
             "analyses": lambda: analyses_table(table(1500), place),
             "ensembles": lambda: ensembles_lines(place),
+            "genome": lambda: genome_lines(place),
+            "building": lambda: building_lines(place),
             "inference": lambda: inference_table(make_data(place), place),
         }
         for section in given.sections.split(","):

@@ -49,6 +49,26 @@ def train(run: Path, index: int = 0, limit: str | None = None, words: Sequence[s
     return Trained(usage, {k: int(v) for k, v in re.findall(r"(\w+)=(\d+)", line)}, seconds)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """seconds : CPU of the command and what it waited for; peak_bytes : largest resident memory of a process among them,
+    by the kernel (ru_maxrss).
+    """
+
+    seconds: float
+    peak_bytes: int
+
+
+def run_measured(name: str, *words: str | Path) -> Measured:
+    """One of our commands, quiet."""
+    process = subprocess.Popen([ROOT / "bin" / name, "--quiet", *words], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise SystemExit(f"{name} {' '.join(map(str, words))} ended with {process.returncode}")
+    return Measured(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+
 def _run(command: list[str | Path], scratch: Path) -> str:
     """What it wrote to stderr; an error names the command and shows that."""
     env = os.environ | {"TMPDIR": str(scratch)}

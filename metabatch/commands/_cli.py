@@ -8,7 +8,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -135,16 +134,6 @@ def _encode(value: Any) -> Any:
 def name_list(text: str) -> tuple[str, ...]:
     """Names separated by commas."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def gene_ids(text: str) -> tuple[str, ...]:
-    """--gene-ids: names separated by commas, or of the file @FILE, one a line."""
-    if not text.startswith("@"):
-        return name_list(text)
-    file = Path(text[1:])
-    if not file.is_file():
-        raise UsageError(f"--gene-ids: {file} does not exist", expected="a file with one gene id a line")
-    return tuple(dict.fromkeys(line.strip() for line in file.read_text().splitlines() if line.strip()))
 
 
 class Text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from metabatch.commands._cli import name_list
 from metabatch.errors import UsageError
 from metabatch.options import (
     ANALYSES,
@@ -170,7 +172,7 @@ def _value(field: str, text: str) -> Any:
     if field == "analyses":
         return _analyses(text)
     if field in ("classes", "score_columns", "id_columns", "holdout_chrom"):
-        return [part.strip() for part in text.split(",") if part.strip()]
+        return list(name_list(text))
     if field == "prior":
         return _prior(text)
     if "float" in Options.__annotations__[field]:
@@ -185,14 +187,14 @@ def _analyses(text: str) -> list[str]:
     """In the order of the report, whatever the order given, so that it makes no other plan; unknown ones at the end."""
     if text in ("all", "none"):
         return list(ANALYSES) if text == "all" else []
-    given = {part.strip() for part in text.split(",") if part.strip()}
+    given = set(name_list(text))
     return [name for name in ANALYSES if name in given] + sorted(given - set(ANALYSES))
 
 
 def names_of(field: str, text: str) -> list[str]:
     """Names separated by commas, or those of a file with one a line."""
     path = Path(text)
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113 (Path.is_file fails on a list that is too long for a name)
         try:
             lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
         except UnicodeDecodeError:
@@ -200,7 +202,7 @@ def names_of(field: str, text: str) -> list[str]:
         return [line for line in lines if line and not line.startswith("#")]
     if "/" in text or text.endswith((".txt", ".csv", ".tsv")):
         raise UsageError(f"{flag(field)} {text}: no such file")
-    return [part.strip() for part in text.split(",") if part.strip()]
+    return list(name_list(text))
 
 
 def _prior(text: str) -> dict[str, float]:

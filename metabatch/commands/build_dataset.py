@@ -12,7 +12,8 @@ from metabatch.building.features import FeatureSpec
 from metabatch.building.opening import BaseAsked
 from metabatch.building.request import HOLDOUT_FRACTION, BuildRequest, check_request
 from metabatch.building.rows import RowSampling
-from metabatch.commands._cli import COMMON, EXIT_CODES, Arguments, Text, gene_ids, name_list, run_command
+from metabatch.commands._cli import COMMON, EXIT_CODES, Arguments, Text, name_list, run_command
+from metabatch.commands._options import names_of
 from metabatch.errors import UsageError
 from metabatch.resources.limits import cpu_count
 
@@ -38,7 +39,7 @@ Base scores (one of them):
 Genes:
   --sites NAME            Splice sites of all transcripts, or of each gene's canonical one [default: {_REQUEST.sites}].
   --gene-types LIST       Only genes of these types (protein_coding, …).
-  --gene-ids LIST         Only these genes; @FILE: one a line.
+  --gene-ids LIST         Only these genes: names, or a file with one a line.
   --n-genes N             So many of them, by --subset-policy.
   --subset-policy NAME    all; random; errors: those in which the base model errs most often
                           [default: {_REQUEST.subset_policy}].
@@ -159,7 +160,7 @@ _KINDS: dict[str, Callable[[str], Any]] = {
 
 def _given(arguments: Arguments, fields: tuple[str, ...]) -> dict[str, Any]:
     kinds = _KINDS | {
-        "kmer_sizes": _sizes, "gene_types": name_list, "gene_ids": gene_ids, "holdout_chrom": name_list,
+        "kmer_sizes": _sizes, "gene_types": name_list, "gene_ids": _ids, "holdout_chrom": name_list,
     }  # fmt: skip
     return {f: _number(arguments, f, kinds.get(f, int)) for f in fields if arguments[_flag(f)] is not None}
 
@@ -178,6 +179,10 @@ def _flag(field: str) -> str:
 
 def _sizes(text: str) -> tuple[int, ...]:
     return () if text == "none" else tuple(int(part) for part in name_list(text))
+
+
+def _ids(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names_of("gene_ids", text)))
 
 
 def main() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from metabatch.commands._cli import COMMON, EXIT_CODES, Arguments, Text, run_command
+from metabatch.commands._cli import COMMON, EXIT_CODES, Arguments, Text, name_list, run_command
 from metabatch.commands._tables import against_text, evaluation_text
 from metabatch.commands.train_instance import thread_count
 from metabatch.errors import UsageError
@@ -44,7 +44,7 @@ def action(arguments: Arguments) -> Text:
 def _others(text: str | None) -> list[RunDir]:
     if text is None:
         return []
-    paths = [part.strip() for part in text.split(",") if part.strip()]
+    paths = list(name_list(text))
     if not paths:
         raise UsageError(f"--against {text} names no run", expected="run directories, separated by commas")
     return [require_run(path) for path in paths]

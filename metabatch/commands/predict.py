@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from metabatch.commands._cli import COMMON, EXIT_CODES, Arguments, Text, gene_ids, name_list, run_command
+from metabatch.commands._cli import COMMON, EXIT_CODES, Arguments, Text, name_list, run_command
+from metabatch.commands._options import names_of
 from metabatch.commands.train_instance import thread_count
 from metabatch.errors import UsageError
 from metabatch.inference.request import UNCERTAIN_HIGH, UNCERTAIN_LOW, GenomeAsked, Request, check_request
@@ -28,7 +29,7 @@ Options:
   --genome FASTA          Every position of the genes in …
   --annotation FILE       … a GTF or GFF3 file, or …
   --regions BED           … of regions, each scored like a gene of that span.
-  --gene-ids LIST         Only these genes; @FILE: one a line.
+  --gene-ids LIST         Only these genes: names, or a file with one a line.
   --base-scores FILES     Base scores of these genes, as for build-dataset, where the model was trained on such.
   --base-weights FILE     Weights of openspliceai, where the model was trained on its scores.
   --mode NAME             meta_only: the meta-model scores every row. hybrid: it is asked only where the base model is
@@ -95,7 +96,7 @@ def genome_of(arguments: Arguments) -> GenomeAsked | None:
         annotation=Path(given["annotation"]) if "annotation" in given else None,
         regions=Path(given["regions"]) if "regions" in given else None,
         base=tuple(Path(p) for p in name_list(base)),
-        gene_ids=gene_ids(given.get("gene-ids", "")),
+        gene_ids=tuple(names_of("gene_ids", given["gene-ids"])) if "gene-ids" in given else (),
     )
 
 
