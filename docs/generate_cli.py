@@ -7,7 +7,7 @@ from pathlib import Path
 
 COMMANDS = (
     "inspect-dataset", "plan", "train-instance", "consolidate", "evaluate", "predict", "status", "submit", "run-all",
-    "distill", "prune-features",
+    "distill", "build-dataset", "prune-features",
 )  # fmt: skip
 HEAD = (
     "# Command line reference\n\n"

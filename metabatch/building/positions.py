@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from metabatch.building.base import BaseModel
-from metabatch.building.features import FeatureSpec, feature_batch, feature_flank, feature_schema
+from metabatch.building.features import FeatureSpec, feature_batch, feature_columns, feature_flank, feature_schema
 from metabatch.building.genes import CLASSES, Gene
 from metabatch.building.genome import Genome
 
@@ -61,18 +61,23 @@ class Positions:
         scores = self.base.scores(gene, codes[flank - self.base.flank : size - (flank - self.base.flank)])
         return Material(gene, codes[flank - own : size - (flank - own)], scores)
 
+    def features(self, material: Material, index: np.ndarray) -> list[np.ndarray]:
+        """Features of the rows `index` (int64, transcript direction, shape (n,)), a column an array."""
+        return feature_columns(self.spec, material.codes, material.scores, index)
+
     def rows(self, material: Material, index: np.ndarray) -> pa.RecordBatch:
-        """Ids and features of the rows `index` (int64, transcript direction, shape (n,))."""
+        """Ids and features of the rows `index`."""
         features = feature_batch(self.spec, material.codes, material.scores, index)
-        return pa.RecordBatch.from_arrays([*ids(material.gene, index), *features.columns], schema=self.schema)
+        arrays = [*ids_of(material.gene, index), *features.columns]
+        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
     def narrow(self, material: Material, index: np.ndarray) -> pa.RecordBatch:
         """As `rows`, ids and base scores only."""
         scores = (pa.array(np.ascontiguousarray(material.scores[index, i])) for i in range(len(SCORES)))
-        return pa.RecordBatch.from_arrays([*ids(material.gene, index), *scores], schema=self.narrow_schema)
+        return pa.RecordBatch.from_arrays([*ids_of(material.gene, index), *scores], schema=self.narrow_schema)
 
 
-def ids(gene: Gene, index: np.ndarray) -> list[pa.Array]:
+def ids_of(gene: Gene, index: np.ndarray) -> list[pa.Array]:
     """The columns of `ID_SCHEMA`."""
     texts = (gene.gene_id, gene.name, gene.type, gene.locus_id, gene.chrom, gene.strand)
     return [

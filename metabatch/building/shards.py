@@ -11,12 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from metabatch.building.features import FeatureSpec, arrow_array, feature_schema
 from metabatch.building.genes import CLASSES, Gene
-from metabatch.building.positions import ID_SCHEMA, Positions
+from metabatch.building.positions import ID_SCHEMA, Positions, ids_of
 from metabatch.building.rows import RowSampling, select_rows
 from metabatch.rundir.publish import named
 
-# Rows of a row group: decoded whole by every reader.
+# Rows of a row group, or a few more: decoded whole by every reader.
 GROUP_ROWS = 16_384
 # Rows whose features are computed together.
 _CHUNK_ROWS = 8_192
@@ -54,53 +55,67 @@ def cut_shards(genes: Sequence[Gene], targets: Sequence[int], sampling: RowSampl
     return shards
 
 
-def shard_schema(positions: Positions) -> pa.Schema:
+def shard_schema(spec: FeatureSpec) -> pa.Schema:
     """Ids, label, features and weight, in the order of the columns."""
-    ids_and_features = positions.schema
-    features = [f for f in ids_and_features if f.name not in ID_SCHEMA.names]
-    ids = [f for f in ids_and_features if f.name in ID_SCHEMA.names]
-    return pa.schema([*ids, ("splice_type", pa.string()), *features, ("sampling_weight", pa.float32())])
+    return pa.schema(
+        [*ID_SCHEMA, ("splice_type", pa.string()), *feature_schema(spec), ("sampling_weight", pa.float32())]
+    )
 
 
 def write_shard(
     path: Path, plan: ShardPlan, positions: Positions, sampling: RowSampling, seed: int, stop: Callable[[], None]
 ) -> int:
     """Write one shard, zstd with checksums; its rows. `stop` is called between genes, and may raise."""
-    schema = shard_schema(positions)
-    rows = 0
+    schema = shard_schema(positions.spec)
     texts = [f.name for f in schema if f.type == pa.string()]  # dictionaries of numbers cost more time than room
+    rows = 0
     with (
         named(path),
         pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True, use_dictionary=texts) as writer,
     ):
-        for table in _groups(_batches(plan, positions, sampling, seed, stop), schema):
-            writer.write_table(table, row_group_size=GROUP_ROWS)
+        for blocks in _groups(_blocks(plan, positions, sampling, seed, stop)):
+            table = _table(blocks, schema)
+            writer.write_table(table, row_group_size=table.num_rows)
             rows += table.num_rows
     return rows
 
 
-def _groups(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Tables of `GROUP_ROWS` rows, the last one with the rest."""
-    held: list[pa.RecordBatch] = []
-    rows = 0
-    for batch in batches:
-        start = 0
-        while rows + batch.num_rows - start >= GROUP_ROWS:
-            held.append(batch.slice(start, GROUP_ROWS - rows))
-            start += GROUP_ROWS - rows
-            yield pa.Table.from_batches(held, schema).combine_chunks()
-            held, rows = [], 0
-        if start < batch.num_rows:
-            held.append(batch.slice(start))
-            rows += batch.num_rows - start
+@dataclass(frozen=True)
+class _Block:
+    """Rows of a gene: positions (index), labels, weights and features, one array a column."""
+
+    gene: Gene
+    index: np.ndarray
+    label: np.ndarray
+    weight: np.ndarray
+    features: list[np.ndarray]
+
+
+def _groups(blocks: Iterator[_Block]) -> Iterator[list[_Block]]:
+    """As many blocks as make `GROUP_ROWS` rows or a little more."""
+    held: list[_Block] = []
+    for block in blocks:
+        held.append(block)
+        if sum(len(b.index) for b in held) >= GROUP_ROWS:
+            yield held
+            held = []
     if held:
-        yield pa.Table.from_batches(held, schema).combine_chunks()
+        yield held
 
 
-def _batches(
+def _table(blocks: Sequence[_Block], schema: pa.Schema) -> pa.Table:
+    """Joined by numpy: a thousand columns of every gene as Arrow arrays would take longer than computing them."""
+    ids = pa.concat_batches([pa.RecordBatch.from_arrays(ids_of(b.gene, b.index), schema=ID_SCHEMA) for b in blocks])
+    label = pa.array(np.array(CLASSES, dtype=object)[np.concatenate([b.label for b in blocks])], pa.string())
+    columns = zip(*(b.features for b in blocks), strict=True)
+    features = [arrow_array(np.concatenate(parts)) for parts in columns]
+    weight = arrow_array(np.concatenate([b.weight for b in blocks]))
+    return pa.Table.from_arrays([*ids.columns, label, *features, weight], schema=schema)
+
+
+def _blocks(
     plan: ShardPlan, positions: Positions, sampling: RowSampling, seed: int, stop: Callable[[], None]
-) -> Iterator[pa.RecordBatch]:
-    schema = shard_schema(positions)
+) -> Iterator[_Block]:
     for gene, target in zip(plan.genes, plan.targets, strict=True):
         stop()
         material, labels = positions.material(gene), gene.labels()
@@ -109,8 +124,5 @@ def _batches(
             index, weight = index[::-1], weight[::-1]
         for start in range(0, len(index), _CHUNK_ROWS):
             here = index[start : start + _CHUNK_ROWS]
-            batch = positions.rows(material, here)
-            label = pa.array(np.array(CLASSES, dtype=object)[labels[here]], pa.string())
-            own = {"splice_type": label, "sampling_weight": pa.array(weight[start : start + _CHUNK_ROWS])}
-            columns = [own[f.name] if f.name in own else batch.column(f.name) for f in schema]
-            yield pa.RecordBatch.from_arrays(columns, schema=schema)
+            features = positions.features(material, here)
+            yield _Block(gene, here, labels[here], weight[start : start + _CHUNK_ROWS], features)
