@@ -124,8 +124,8 @@ def building_lines(place: Path) -> Iterator[str]:
     """What a data set costs: the whole command on generated genomes, and its steps on one core."""
     yield (
         "`build-dataset --base-model pwm --kmer-sizes 3,5 --workers 1` on generated genomes (median gene "
-        f"{MEDIAN:,} nt, the longest {_LONGEST:,}): CPU of the whole command, start, reading, fitting and scoring included; "
-        "peak: largest resident memory of a process.\n"
+        f"{MEDIAN:,} nt, the longest {_LONGEST:,}): CPU of the whole command with its start, reading, fitting and "
+        "scoring; peak: largest resident memory of a process.\n"
     )
     yield "| genes | positions | rows | columns | CPU s | rows/s | peak |"
     yield "|---|---|---|---|---|---|---|"
@@ -136,7 +136,7 @@ def building_lines(place: Path) -> Iterator[str]:
         found = run_measured("build-dataset", *words, fasta, gtf, out)
         manifest = pl.read_csv(out / "gene_manifest.csv")
         columns = len(pq.read_schema(out / "positions-00000.parquet").names)
-        rows, positions = manifest["rows"].sum(), manifest["length"].sum()
+        rows, positions = int(manifest["rows"].sum()), int(manifest["length"].sum())
         yield (
             f"| {genes:,} | {positions:,} | {rows:,} | {columns:,} | {found.seconds:.1f} | "
             f"{rows / found.seconds:,.0f} | {found.peak_bytes / 2**20:.0f} MiB |"

@@ -20,10 +20,10 @@ _BASES = {"scores of OpenSpliceAI (80 nt), from a table": False, "position weigh
 
 
 def genome_lines(place: Path) -> Iterator[str]:
-    """A table: AP of base and meta-model over all positions of the 37 genes, by models that saw nothing of their contig."""
+    """A table: AP of base and meta-model over all positions, by models that saw nothing of the contig."""
     yield (
-        "hg19-windows: 37 genes, 2,586,653 positions; 300 trees a class, 5 folds; every contig is predicted by a model of "
-        f"the other two. 95 % intervals by resampling genes, {_RESAMPLES} times.\n"
+        "hg19-windows: 37 genes, 2,586,653 positions; 300 trees a class, 5 folds; every contig is predicted by a model "
+        f"of the other two. 95 % intervals by resampling genes, {_RESAMPLES} times.\n"
     )
     yield "| base model | class | sites | base AP | meta AP | difference |"
     yield "|---|---|---|---|---|---|"
@@ -38,7 +38,7 @@ def _predicted(place: Path, contig: str, *, fitted: bool) -> pl.DataFrame:
     place.mkdir()
     data, run, out = place / "data", place / "run", place / "out"
     genome, annotation = WINDOWS / "genome.fa.gz", WINDOWS / "annotation.gtf.gz"
-    base = ["--base-scores", WINDOWS / "base_scores.parquet"]
+    base: list[str | Path] = ["--base-scores", WINDOWS / "base_scores.parquet"]
     own = ["--base-model", "pwm", "--holdout-chrom", contig] if fitted else base
     run_measured("build-dataset", *own, genome, annotation, data)
     aside = [] if fitted else ["--holdout-chrom", contig]

@@ -51,8 +51,9 @@ def train(run: Path, index: int = 0, limit: str | None = None, words: Sequence[s
 
 @dataclass(frozen=True)
 class Measured:
-    """seconds : CPU of the command and what it waited for; peak_bytes : largest resident memory of a process among them,
-    by the kernel (ru_maxrss).
+    """seconds : CPU of the command and what it waited for.
+
+    peak_bytes : largest resident memory of a process among these, by the kernel (ru_maxrss).
     """
 
     seconds: float

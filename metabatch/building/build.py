@@ -53,16 +53,6 @@ class BuildResult:
     kept_shards: int = 0
 
 
-@dataclass(frozen=True)
-class _Job:
-    recipe: Recipe
-    genes: list[Gene]
-    held: set[str]
-    how: str
-    shards: list[ShardPlan]
-    fingerprint: str
-
-
 def build_dataset(
     genome: Path, annotation: Path, out: Path, base: BaseAsked, request: BuildRequest, *, workers: int = 1,
     force: bool = False,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -139,6 +140,25 @@ def test_stopped_by_a_signal_it_says_so_and_keeps_finished_shards(
     assert not (out / "done.json").exists()
     assert "kept from an interrupted attempt" in succeed(*command).out
     assert "already built" in succeed(*command).out
+
+
+def test_a_worker_that_is_killed_ends_the_command_with_a_word_about_memory_and_finished_shards_stay(
+    built: Path, hg19_windows: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "data"
+    command = ("build-dataset", "--quiet", "--workers", "2", *SHARDS, *sources(hg19_windows), out)
+    process = at_work(*command)
+    workers: list[psutil.Process] = []
+    while not workers:
+        assert process.poll() is None
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family = psutil.Process(process.pid).children(recursive=True)
+            workers = [p for p in family if "spawn_main" in " ".join(p.cmdline())]
+        time.sleep(0.02)
+    workers[0].kill()
+    assert process.wait(timeout=60) == 4
+    succeed(*command)
+    assert sums(out) == sums(built)
 
 
 def test_two_at_once_do_not_disturb_each_other(built: Path, hg19_windows: Path, tmp_path: Path) -> None:
