@@ -28,11 +28,11 @@ STUDENT = "distilled from 7 members"
 def data_sets(place: Path) -> dict[str, Path]:
     """The demo, a table of the reference shape, and a narrow one of other genes."""
     wide, narrow = place / "wide", place / "narrow"
-    make_table(wide, 400, REFERENCE_FEATURES, 2, 3)
+    make_table(wide, 300, REFERENCE_FEATURES, 2, 3)
     make_table(narrow, 400, 160, 2, 11)
     return {
         "real demo (37 genes, 16,392 rows)": ROOT / "examples/hg19-demo",
-        f"reference shape, 400 genes x {REFERENCE_FEATURES:,}": wide,
+        f"reference shape, 300 genes x {REFERENCE_FEATURES:,}": wide,
         "400 genes x 160": narrow,
     }
 
