@@ -93,15 +93,20 @@ def _build(
     check_ids(genes)
     sequence = Genome(genome, scratch)
     sequence.check(genes, str(annotation))
+    chosen = partial(_errors, genes, sequence, base, request, scratch, workers, stop)
+    genes = subset(genes, request, chosen)
     held, how = held_out(genes, request) if base.fitted else (set(), "")
     model = opened(base, [g for g in genes if g.gene_id not in held], sequence, scratch)
     positions = Positions(sequence, model, request.features)
-    genes = subset(genes, request, partial(_errors, genes, positions, workers, stop))
     rows = targets(request.sampling, np.array([g.length for g in genes]))
     shards = cut_shards(genes, rows.tolist(), request.sampling, request.rows_per_shard)
     store = Store(out, fingerprint)
     store.recover([s.name for s in shards], published=is_marked(out))
-    kept = _make_shards(shards, store, out, positions, request, workers, stop)
+    try:
+        kept = _make_shards(shards, store, out, positions, request, workers, stop)
+    except InputError:  # of the inputs: with other ones, these shards are of no use
+        store.clear()
+        raise
     records = {s.name: store.kept(s.name) for s in shards}
     files = {n: FileRecord(bytes=r.bytes, sha256=r.sha256) for n, r in records.items() if r is not None}
     total = sum(r.rows for r in records.values() if r is not None)
@@ -151,8 +156,15 @@ def _write(folder: Path, request: BuildRequest, positions: Positions, plan: Shar
     return write_shard(own / plan.name, plan, positions, request.sampling, request.seed, stop)
 
 
-def _errors(genes: Sequence[Gene], positions: Positions, workers: int, stop: StopFlag) -> list[int]:
-    """Sites that the base model does not call, and positions that it calls and are none, of each gene."""
+def _errors(
+    genes: Sequence[Gene], sequence: Genome, base: BaseAsked, request: BuildRequest, scratch: Path, workers: int,
+    stop: StopFlag,
+) -> list[int]:  # fmt: skip
+    """Sites that the base model does not call, and positions that it calls and are none, of each gene.
+
+    A base model that is fitted here is fitted on all of them for this, and again on what is chosen.
+    """
+    positions = Positions(sequence, opened(base, genes, sequence, scratch), request.features)
     found = [0] * len(genes)
     with Progress("errors of the base model", len(genes), "genes") as progress:
         for place, number in each(genes, _errors_of, positions, workers, stop):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -42,7 +43,7 @@ def each[Item, Given, Found](
     Raises
     ------
     BudgetError
-        The kernel killed a worker.
+        A worker is gone.
     """
     if workers <= 1:
         for place, item in enumerate(items):
@@ -52,10 +53,10 @@ def each[Item, Given, Found](
     context = get_context("spawn")
     halt = context.Event()
     with ProcessPoolExecutor(
-        min(workers, max(len(items), 1)), context, initializer=_begin, initargs=(os.getpid(), given, halt)
+        min(workers, max(len(items), 1)), context, initializer=_begin, initargs=(os.getpid(), pickle.dumps(given), halt)
     ) as pool:
-        waiting: dict[Future[Found], int] = {pool.submit(_do, work, item): i for i, item in enumerate(items)}
         try:
+            waiting: dict[Future[Found], int] = {pool.submit(_do, work, item): i for i, item in enumerate(items)}
             while waiting:
                 done, _ = wait(waiting, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
                 stop.check()
@@ -63,7 +64,7 @@ def each[Item, Given, Found](
                     yield waiting.pop(future), future.result()
         except BrokenProcessPool:
             raise BudgetError(
-                "a worker process was killed, by the kernel for its memory most likely",
+                "a worker process ended of itself, killed by the kernel for its memory most likely",
                 next_step="the same command with fewer --workers: finished shards are kept",
             ) from None
         finally:
@@ -71,7 +72,7 @@ def each[Item, Given, Found](
             pool.shutdown(cancel_futures=True)
 
 
-def _begin(parent: int, given: Any, halt: Event) -> None:
+def _begin(parent: int, given: bytes, halt: Event) -> None:
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):  # who started us decides
         signal.signal(number, signal.SIG_IGN)
     follow_parent(parent)
@@ -80,6 +81,8 @@ def _begin(parent: int, given: Any, halt: Event) -> None:
 
 
 def _do(work: Callable[[Any, Any, Callable[[], None]], Any], item: Any) -> Any:
+    if isinstance(_given[0], bytes):  # opened in a task, so that its errors reach the parent
+        _given[0] = pickle.loads(_given[0])
     return work(_given[0], item, _check)
 
 

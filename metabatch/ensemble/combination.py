@@ -24,7 +24,7 @@ from metabatch.analysis.scored import ScoredRows, best_thresholds, resampling_un
 from metabatch.data.batches import RowCount, as_float32, as_numpy, as_text
 from metabatch.data.labels import label_codes
 from metabatch.data.shards import verify_unchanged
-from metabatch.ensemble.choosing import RESAMPLES, HonestRows, choose
+from metabatch.ensemble.choosing import HonestRows, choose
 from metabatch.ensemble.estimator import MetaModel
 from metabatch.ensemble.routing import GeneLevels
 from metabatch.ensemble.speakers import member_scores, speakers
@@ -39,6 +39,7 @@ from metabatch.rundir.tables import read_genes
 log = logging.getLogger(__name__)
 # Whole genes with at most so many rows are learned from: every member scores them.
 COMBINED_ROWS = 100_000
+_RESAMPLES = 200
 _FILE, _GENES = "combination.json", "combination_genes.parquet"
 _FOLDS_SCHEMA = {"gene_id": pl.String, "fold": pl.Int32}
 
@@ -120,7 +121,7 @@ def learn_combination(run: RunDir, plan: Plan, model: MetaModel, asked: CombineO
             base=rows.base, meta=choice.pooled.astype(np.float32), gene_names=names, of_rows=rows.of_rows,
             of_genes=rows.of_genes,
         )  # fmt: skip
-        found = compare(scored, plan, {}, resamples=RESAMPLES)
+        found = compare(scored, plan, {}, resamples=_RESAMPLES)
         on = f"training genes, {scored.described()}, each scored by the members that did not train on it"
         estimate = {"how": on, "genes": len(names), "rows": len(rows)}
         estimate |= {k: found[k] for k in ("base", "meta", "difference")}

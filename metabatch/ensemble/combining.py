@@ -26,7 +26,7 @@ _STACKING_C = 1.0  # inverse strength of the L2 penalty, rows weighing 1 on aver
 
 def fit_rule(
     method: CombinationMethod, proba: np.ndarray, label: np.ndarray, weight: np.ndarray,
-    levels: Mapping[str, np.ndarray],
+    levels: Mapping[str, np.ndarray], gene: np.ndarray,
 ) -> Combination:  # fmt: skip
     """One way of combining, fitted.
 
@@ -38,11 +38,14 @@ def fit_rule(
     weight : ndarray of float64, shape (n,)
     levels : mapping
         Features that are the same in all rows of a gene -> value of each row, shape (n,); for routing.
+    gene : ndarray of int, shape (n,)
+        Number of each row's gene.
     """
-    if method == "routing":
-        return fit_routing(proba, label, weight, levels, _simplex, log_loss)
-    learn = _FITS[method]
-    return equal(len(proba)) if learn is None else learn(proba, label, weight)
+    with threadpool_limits(1):  # the last bit of a threaded sum depends on the number of threads
+        if method == "routing":
+            return fit_routing(proba, label, weight, levels, gene, _simplex, log_loss)
+        learn = _FITS[method]
+        return equal(len(proba)) if learn is None else learn(proba, label, weight)
 
 
 def equal(members: int) -> Combination:
@@ -57,10 +60,10 @@ def macro_ap(proba: np.ndarray, label: np.ndarray, weight: np.ndarray) -> float:
 
 
 def log_loss(proba: np.ndarray, label: np.ndarray, weight: np.ndarray) -> float:
-    """Weighted multi-class log loss, nats; rows of which no member speaks are left out."""
+    """Weighted multi-class log loss, nats, of the rows of which a member speaks; inf where none of weight is left."""
     found = row_losses(proba, label)
-    there = ~np.isnan(found)
-    return float(np.average(found[there], weights=weight[there]))
+    there = ~np.isnan(found) & (weight > 0)
+    return float(np.average(found[there], weights=weight[there])) if there.any() else float("inf")
 
 
 def row_losses(proba: np.ndarray, label: np.ndarray) -> np.ndarray:
@@ -190,9 +193,8 @@ def _stacking(proba: np.ndarray, label: np.ndarray, weight: np.ndarray) -> Combi
     """Multinomial regression on the members' log-probabilities, L2 (D. H. Wolpert 1992; L. Breiman 1996)."""
     k = proba.shape[2]
     features = stacking_features(proba)
-    with threadpool_limits(1):  # the last bit of a threaded sum depends on the thread count
-        model = LogisticRegression(C=_STACKING_C, max_iter=1000, tol=1e-6)
-        model.fit(features, label, sample_weight=weight * (len(weight) / weight.sum()))
+    model = LogisticRegression(C=_STACKING_C, max_iter=1000, tol=1e-6)
+    model.fit(features, label, sample_weight=weight * (len(weight) / weight.sum()))
     coefficients, intercept = np.zeros((k, features.shape[1])), np.full(k, np.log(EPS))
     if len(model.classes_) == 2:  # one row of coefficients: those of the second class against the first
         coefficients[model.classes_[1]], intercept[model.classes_] = model.coef_[0], (0, model.intercept_[0])

@@ -66,17 +66,20 @@ class GeneLevels:
 
 
 def fit_routing(
-    proba: np.ndarray, label: np.ndarray, weight: np.ndarray, levels: Mapping[str, np.ndarray], fit: Fit, loss: Loss
-) -> Combination:
+    proba: np.ndarray, label: np.ndarray, weight: np.ndarray, levels: Mapping[str, np.ndarray], gene: np.ndarray,
+    fit: Fit, loss: Loss,
+) -> Combination:  # fmt: skip
     """Routes by the feature of the smallest log loss; the first of equals.
 
-    The genes' values are cut into thirds; weights of each third are fitted on it and drawn towards those of all genes,
-    the more the fewer genes it has.
+    The genes are cut into thirds by their values (genes of one value stay together); weights of each third are fitted
+    on it and drawn towards those of all genes, the more the fewer genes it has.
 
     Parameters
     ----------
     levels : mapping
         Feature -> value of each row, shape (n,).
+    gene : ndarray of int, shape (n,)
+        Number of each row's gene.
     fit : callable
         Weights of the members from proba, label, weight.
     loss : callable
@@ -85,14 +88,15 @@ def fit_routing(
     of_all = np.array(fit(proba, label, weight))
     best, taken = np.inf, None
     for name, level in levels.items():
-        values = np.unique(level)
-        edges = np.unique(np.quantile(values, np.arange(1, ROUTES) / ROUTES, method="inverted_cdf"))
+        _, first = np.unique(gene, return_index=True)
+        cuts = np.quantile(level[first], np.arange(1, ROUTES) / ROUTES, method="inverted_cdf")
+        edges = np.unique(cuts[cuts > level.min()])  # an edge begins a route: none before the lowest value
         routes = []
         for route in range(len(edges) + 1):
             here = np.searchsorted(edges, level, side="right") == route
             own = of_all
             if len(np.unique(label[here & (weight > 0)])) > 1:
-                genes = len(np.unique(level[here]))
+                genes = len(np.unique(gene[here]))
                 share = genes / (genes + _HALFWAY_GENES)
                 own = share * np.array(fit(proba[:, here], label[here], weight[here])) + (1 - share) * of_all
             routes.append(tuple(map(float, own)))

@@ -31,21 +31,28 @@ def planned_genes(
         genes = draw_sample(genes, columns, options.sample_genes, options.seed)
     if built.holdout and not {"holdout_fraction", "holdout_chrom"} & set(explicit):
         mask = genes["gene_id"].is_in(list(set_aside(dataset)))
-        return genes, *_checked(genes, mask, f"not seen by the base model: {built.holdout}", columns)
+        mask, more = _in_whole_groups(genes, mask, columns)
+        how = f"not seen by the base model: {built.holdout}{more}"
+        return genes, *_checked(genes, mask, how, columns, "more --sample-genes, or build the data set again")
     return genes, *choose_holdout(genes, columns, options)
 
 
 def fitted_problems(genes: pl.DataFrame, held: pl.Series, dataset: Path, built: Built) -> list[str]:
-    """Warn of holdout genes that the base model was fitted on."""
+    """What is to be said where the base model was fitted on genes of the data set."""
     if not built.holdout:
         return []
-    seen = genes.filter(held & ~genes["gene_id"].is_in(list(set_aside(dataset)))).height
-    if not seen:
-        return []
-    return [
-        f"{seen} of {int(held.sum())} holdout genes helped to fit the base model: its scores of them are too good "
-        "(without --holdout-fraction and --holdout-chrom the genes it did not see are held out)"
+    found = [
+        "the base model was fitted on the training genes: out-of-fold figures, calibration and thresholds rest on scores "
+        "that are somewhat too good; the genes it did not see judge honestly"
     ]
+    seen = genes.filter(held & ~genes["gene_id"].is_in(list(set_aside(dataset)))).height
+    if seen or not held.any():
+        which = f"{seen} of {int(held.sum())} holdout genes" if seen else "all genes judged"
+        found.append(
+            f"{which} helped to fit the base model: figures on them are too good (without --holdout-fraction and "
+            "--holdout-chrom the genes it did not see are held out)"
+        )
+    return found
 
 
 def draw_sample(genes: pl.DataFrame, columns: Columns, number: int, seed: int) -> pl.DataFrame:
@@ -99,17 +106,18 @@ def choose_holdout(genes: pl.DataFrame, columns: Columns, options: Options) -> t
         mask = genes["gene_id"].is_in(out.implode())
         unit = f"in whole {columns.split} groups, " if columns.split else ""
         how = f"{fraction:.0%} of the genes, {unit}stratified by size and classes, seed {options.seed}"
-    return _checked(genes, mask, how, columns)
+    advice = "change --holdout-fraction, or use --holdout-fraction 0 (out-of-fold evaluation)"
+    return _checked(genes, mask, how, columns, advice)
 
 
-def _checked(genes: pl.DataFrame, mask: pl.Series, how: str, columns: Columns) -> tuple[pl.Series, str]:
+def _checked(genes: pl.DataFrame, mask: pl.Series, how: str, columns: Columns, next_step: str) -> tuple[pl.Series, str]:
     """The holdout, if it leaves something to train on and has something to judge by."""
     held = int(mask.sum())
     if held in (0, genes.height):
         raise InputError(
             f"the holdout would hold {held} of {genes.height} genes",
             expected="at least one gene on either side",
-            next_step="change --holdout-fraction, or use --holdout-fraction 0 (out-of-fold evaluation)",
+            next_step=next_step,
         )
     for code, name in enumerate(columns.classes):
         if not genes.filter(~mask)[f"n_{code}"].sum():
@@ -138,11 +146,17 @@ def _by_chromosome(genes: pl.DataFrame, columns: Columns, chromosomes: Sequence[
     there = genes["chrom"].is_in(list(chromosomes)).fill_null(value=False)
     unplaced = genes["chrom"].null_count()
     how = f"genes on {', '.join(chromosomes)}" + (f"; {unplaced} without a chromosome are not" if unplaced else "")
+    mask, more = _in_whole_groups(genes, there, columns)
+    return mask, how + more
+
+
+def _in_whole_groups(genes: pl.DataFrame, mask: pl.Series, columns: Columns) -> tuple[pl.Series, str]:
+    """The genes of `mask` and all others of their split groups; how many more these are, in words."""
     if columns.split is None:
-        return there, how
-    mask = genes["split"].is_in(genes.filter(there)["split"].unique().implode())
-    more = int(mask.sum()) - int(there.sum())
-    return mask, how + (f", and {more} gene(s) elsewhere of the same {columns.split}" if more else "")
+        return mask, ""
+    whole = genes["split"].is_in(genes.filter(mask)["split"].unique().implode())
+    more = int(whole.sum()) - int(mask.sum())
+    return whole, f", and {more} gene(s) elsewhere of the same {columns.split}" if more else ""
 
 
 def training_problems(training: pl.DataFrame, columns: Columns, options: Options) -> list[str]:

@@ -67,10 +67,16 @@ class Student:
     def warnings(self, options: Options) -> list[str]:
         """What the plan has to say of a student with these options."""
         found = []
+        seen = "the teacher's members that teach one gene trained on others of the student's folds"
         if not self.plan.holdout.genes:
             found.append(
                 "the teacher held no genes out, so the student has none: its out-of-fold estimate is optimistic, "
-                "because the teacher's members trained on these genes"
+                f"because {seen}"
+            )
+        elif options.n_folds:
+            found.append(
+                "only the holdout judges the student honestly: its out-of-fold scores are somewhat optimistic, and "
+                f"with them calibration, thresholds and the number of trees, because {seen}"
             )
         if not options.n_folds:
             found.append("no cross-validation: the student has as many trees as were asked for")

@@ -14,30 +14,40 @@ DATASET_FILE, MANIFEST_FILE = "dataset.json", "gene_manifest.csv"
 
 
 class Built(msgspec.Struct, frozen=True, kw_only=True):
-    """Of dataset.json. recipe : how the columns were computed; holdout : how genes were set aside, empty: none were."""
+    """Of dataset.json.
+
+    recipe : how the columns were computed. holdout : how genes were set aside, empty: none were.
+    shards : what is known of each file.
+    """
 
     recipe: dict[str, Any] | None = None
     holdout: str = ""
+    shards: dict[str, Any] = {}
 
 
 def read_built(dataset: Path) -> Built:
-    """What stands beside the shards in the folder `dataset`; nothing for other data sets.
+    """What stands beside the shards in the folder `dataset`, or beside one of them; nothing for other data sets.
 
     Raises
     ------
     InputError
         A dataset.json that is no JSON object.
     """
-    file = dataset / DATASET_FILE
+    file = _folder(dataset) / DATASET_FILE
     if not file.is_file():
         return Built()
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Built)
+        built = msgspec.json.decode(file.read_bytes(), type=Built)
+        return built if dataset.is_dir() or dataset.name in built.shards else Built()
     except msgspec.MsgspecError as error:
         raise InputError(
             f"{file} cannot be read: {error}", expected="as build-dataset wrote it",
             next_step="restore it, or take it away: the models then do not know how their features are computed",
         ) from None  # fmt: skip
+
+
+def _folder(dataset: Path) -> Path:
+    return dataset if dataset.is_dir() else dataset.parent
 
 
 def set_aside(dataset: Path) -> set[str]:
@@ -48,7 +58,7 @@ def set_aside(dataset: Path) -> set[str]:
     InputError
         gene_manifest.csv is missing or does not tell them.
     """
-    file = dataset / MANIFEST_FILE
+    file = _folder(dataset) / MANIFEST_FILE
     try:
         table = pl.read_csv(file, columns=["gene_id", "split"], schema_overrides={"gene_id": pl.String})
     except (OSError, pl.exceptions.PolarsError) as error:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import msgspec
@@ -21,6 +24,7 @@ from metabatch.errors import InputError
 from metabatch.models.pooling import pool
 from metabatch.options import COMBINATIONS
 from metabatch.rundir.manifests import Combination
+from tests.conftest import ROOT
 
 CLASSES = ("neither", "donor", "acceptor")
 
@@ -86,7 +90,7 @@ def test_every_rule_gives_more_to_members_that_know_more(method: str) -> None:
     proba, label = members(6_000, (0.8, 0.9, 6.0, 6.5), silent=True)
     weight = np.ones(len(label))
     length = np.arange(len(label)) // 50 % 40 * 1.0
-    rule = fit_rule(method, proba, label, weight, {"gene_length": length})  # type: ignore[arg-type]
+    rule = fit_rule(method, proba, label, weight, {"gene_length": length}, np.arange(len(label)) // 50)  # type: ignore[arg-type]
     new, truth = members(6_000, (0.8, 0.9, 6.0, 6.5), seed=1)
     ap = macro_ap(pool(new, rule, length), truth, weight)
     mean = macro_ap(pool(new, equal(4)), truth, weight)
@@ -106,7 +110,7 @@ def test_every_rule_gives_more_to_members_that_know_more(method: str) -> None:
 def test_convex_weights_minimise_the_log_loss() -> None:
     proba, label = members(2_000, (1.0, 1.2, 3.0), silent=True)
     weight = np.random.default_rng(3).integers(1, 5, len(label)).astype(float)
-    best = fit_rule("convex", proba, label, weight, {})
+    best = fit_rule("convex", proba, label, weight, {}, np.zeros(len(label)))
     least = log_loss(pool(proba, best), label, weight)
     assert sum(best.weights) == pytest.approx(1)
     rng = np.random.default_rng(0)
@@ -121,7 +125,7 @@ def test_stacking_is_scikit_learns_multinomial_regression() -> None:
     logs = np.log(proba)
     x = (logs - logs.mean(axis=2, keepdims=True)).transpose(1, 0, 2).reshape(1_500, -1)
     model = LogisticRegression(C=1.0, max_iter=1000, tol=1e-6).fit(x, label)
-    found = pool(proba, fit_rule("stacking", proba, label, np.ones(1_500), {}))
+    found = pool(proba, fit_rule("stacking", proba, label, np.ones(1_500), {}, np.zeros(1_500)))
     assert np.allclose(found, model.predict_proba(x), atol=1e-4)
 
 
@@ -154,7 +158,9 @@ def test_no_row_is_combined_by_a_rule_that_saw_its_gene() -> None:
     assert all(len(set(choice.fold[rows.gene == g])) == 1 for g in np.unique(rows.gene))
     for number, rule in enumerate(choice.crossed):
         others, here = choice.fold != number, choice.fold == number
-        again = fit_rule("convex", rows.proba[:, others], rows.label[others], rows.weight[others], {})
+        again = fit_rule(
+            "convex", rows.proba[:, others], rows.label[others], rows.weight[others], {}, rows.gene[others]
+        )
         assert again.weights == rule.weights
         assert np.array_equal(choice.pooled[here], pool(rows.proba[:, here], rule))
 
@@ -200,6 +206,46 @@ def test_features_of_the_whole_gene_are_found_while_rows_stream_by() -> None:
         found = levels.found()
         assert list(found) == ["gene_length"]
         assert found["gene_length"].tolist() == [g * 7 % 12 for g in range(12)]
+
+
+@pytest.mark.parametrize("method", COMBINATIONS)
+def test_a_member_that_says_nothing_of_weight_is_no_obstacle(method: str) -> None:
+    """It trained on all but a few loci, and these lie in one fold."""
+    proba, label = members(2_000, (1.0, 1.1, 1.2))
+    weight = np.where(np.arange(2_000) < 100, 0.0, 1.0)
+    levels = {"gene_length": np.arange(2_000) // 50 % 40 * 1.0}
+    for mute in (slice(None), slice(100, None)):  # of all rows; of those that have weight
+        heard = proba.copy()
+        heard[0, mute] = np.nan
+        rule = fit_rule(method, heard, label, weight, levels, np.arange(2_000) // 50)  # type: ignore[arg-type]
+        found = pool(heard, rule, levels["gene_length"])
+        assert np.isfinite(found).all()
+
+
+def test_routes_are_thirds_of_the_genes_not_of_the_values() -> None:
+    proba, label = members(5_000, (1.0, 1.5))
+    gene = np.arange(5_000) // 50
+    level = np.where(gene < 60, 1.0, gene - 58.0)  # 60 genes of one length, 40 of others
+    rule = fit_rule("routing", proba, label, np.ones(5_000), {"gene_length": level}, gene)
+    counts = np.bincount(np.searchsorted(rule.edges, level[::50], side="right"))
+    assert counts.tolist() == [60 + 6, 34]  # a third ends within the 60
+
+
+def test_the_number_of_threads_shows_in_no_bit() -> None:
+    code = (
+        "import numpy as np, msgspec, sys; from metabatch.ensemble.choosing import choose;"
+        "from tests.unit.test_pooling import honest, members, CLASSES;"
+        "c = choose(honest(*members(40_000, (1.0, 1.3, 1.7), silent=True)), CLASSES, 'auto', 42, {});"
+        "sys.stdout.buffer.write(msgspec.json.encode([c.rule, c.crossed, c.judged]))"
+    )
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT,
+            env=os.environ | {"OPENBLAS_NUM_THREADS": n, "OMP_NUM_THREADS": n, "PYTHONPATH": str(ROOT)},
+        ).stdout
+        for n in ("1", "2")
+    ]  # fmt: skip
+    assert said[0] == said[1]
 
 
 def test_without_a_feature_of_the_whole_gene_routing_is_refused_and_auto_does_without() -> None:
