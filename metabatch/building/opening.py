@@ -31,15 +31,26 @@ class BaseAsked:
 
     def sources(self) -> list[Source]:
         """Its files; of a folder the parquet files in it."""
-        files = [file for path in self.paths for file in (find_parquet(path) if path.is_dir() else [path])]
-        missing = [file for file in files if not file.is_file()]
-        if missing:
-            raise InputError(f"base scores {missing[0]} do not exist", expected="a file, or a folder of parquet files")
-        return [source_of(file) for file in files]
+        return [source_of(file) for file in files_of(self.paths)]
 
     def text(self) -> str:
         """What it is besides its files."""
         return f"{self.kind} {msgspec.json.encode(self.columns).decode()}"
+
+
+def files_of(paths: Sequence[Path]) -> list[Path]:
+    """Files with base scores or weights; of a folder the parquet files in it.
+
+    Raises
+    ------
+    InputError
+        One that does not exist.
+    """
+    files = [file for path in paths for file in (find_parquet(path) if path.is_dir() else [path])]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise InputError(f"base scores {missing[0]} do not exist", expected="a file, or a folder of parquet files")
+    return files
 
 
 def opened(asked: BaseAsked, fitted_on: Sequence[Gene], genome: Genome, scratch: Path) -> BaseModel:

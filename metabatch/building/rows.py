@@ -63,7 +63,7 @@ def targets(sampling: RowSampling, lengths: np.ndarray) -> np.ndarray:
 def select_rows(
     sampling: RowSampling, gene_id: str, labels: np.ndarray, scores: np.ndarray, target: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of a gene and their sampling weights, decided by the gene and the seed alone.
+    """Rows of a gene and their sampling weights, decided by the gene, the seed and the number asked for.
 
     Parameters
     ----------
@@ -125,6 +125,6 @@ def _drawn(rng: np.random.Generator, rows: np.ndarray, number: int) -> np.ndarra
 
 
 def _generator(gene_id: str, seed: int) -> np.random.Generator:
-    """Random numbers of a gene: the same in whatever batch, worker or data set it stands."""
+    """Random numbers of a gene: the same in whatever batch or worker."""
     digest = hashlib.sha256(f"{seed}:{gene_id}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "little"))

@@ -162,7 +162,11 @@ def _given(arguments: Arguments, fields: tuple[str, ...]) -> dict[str, Any]:
     kinds = _KINDS | {
         "kmer_sizes": _sizes, "gene_types": name_list, "gene_ids": _ids, "holdout_chrom": name_list,
     }  # fmt: skip
-    return {f: _number(arguments, f, kinds.get(f, int)) for f in fields if arguments[_flag(f)] is not None}
+    found = {f: _number(arguments, f, kinds.get(f, int)) for f in fields if arguments[_flag(f)] is not None}
+    for field in ("gene_types", "gene_ids", "holdout_chrom"):
+        if found.get(field) == ():
+            raise UsageError(f"{_flag(field)} {arguments[_flag(field)]} names nothing", expected="a name or more")
+    return found
 
 
 def _number(arguments: Arguments, field: str, kind: Callable[[str], Any]) -> Any:

@@ -88,15 +88,22 @@ def genome_of(arguments: Arguments) -> GenomeAsked | None:
     for one, other in (("annotation", "regions"), ("base-scores", "base-weights")):
         if one in given and other in given:
             raise UsageError(f"both --{one} and --{other}", expected="one of them")
+    idle = ("position-base", "chrom-column", "position-column", "strand-column", "fill-missing-kmers")
+    for name in idle:
+        if arguments[f"--{name}"]:
+            raise UsageError(f"--{name} decides nothing beside --genome", expected="it with a table only")
     if "annotation" not in given and "regions" not in given:
         raise UsageError("--genome alone does not say which positions", expected="--annotation or --regions with it")
+    ids = tuple(names_of("gene_ids", given["gene-ids"])) if "gene-ids" in given else ()
+    if "gene-ids" in given and not ids:
+        raise UsageError(f"--gene-ids {given['gene-ids']} names nothing", expected="a gene id or more")
     base = given.get("base-scores", given.get("base-weights", ""))
     return GenomeAsked(
         genome=Path(arguments["--genome"]),
         annotation=Path(given["annotation"]) if "annotation" in given else None,
         regions=Path(given["regions"]) if "regions" in given else None,
         base=tuple(Path(p) for p in name_list(base)),
-        gene_ids=tuple(names_of("gene_ids", given["gene-ids"])) if "gene-ids" in given else (),
+        gene_ids=ids,
     )
 
 

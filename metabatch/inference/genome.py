@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +13,12 @@ import polars as pl
 import pyarrow as pa
 
 from metabatch.building.annotation import read_annotation
-from metabatch.building.base import open_base, source_of
+from metabatch.building.base import open_base
+from metabatch.building.copies import complete_gzip, is_gzip
 from metabatch.building.dataset import Recipe
 from metabatch.building.genes import Gene, with_loci
 from metabatch.building.genome import Genome
+from metabatch.building.opening import files_of
 from metabatch.building.positions import Material, Positions
 from metabatch.ensemble.bundle import BUNDLE_FILE, find_bundle
 from metabatch.ensemble.estimator import MetaModel
@@ -23,7 +26,9 @@ from metabatch.errors import InputError, UsageError
 from metabatch.inference.modes import Output
 from metabatch.inference.request import GenomeAsked
 from metabatch.inference.rows import Batch, Step, predict_batches
+from metabatch.rundir.fingerprint import hash_texts
 from metabatch.rundir.manifests import Bundle, load
+from metabatch.rundir.publish import sha256_file
 
 # Positions whose base scores, and features where asked for, are held at once.
 _CHUNK_ROWS = 8_192
@@ -59,9 +64,8 @@ class GenomeRows:
         return {self.where: self.positions.schema}
 
     def inputs(self) -> dict[str, str]:
-        return {name: source_of(path).sha256 for name, path in self.files.items()} | {
-            "genes": " ".join(g.gene_id for g in self.genes)
-        }
+        genes = hash_texts([g.gene_id for g in self.genes])
+        return {name: sha256_file(path) for name, path in self.files.items()} | {"genes": genes}
 
     def parts(self, most_rows: int) -> list[GenePart]:
         parts: list[list[Gene]] = []
@@ -137,17 +141,22 @@ def open_genome(model: str | Path, asked: GenomeAsked, scratch: Path) -> GenomeR
     genes = _chosen(with_loci(genes), asked.gene_ids)
     genome.check(genes, str(places))
     base = open_base(recipe.base, asked.base, scratch=scratch)
-    files = {"genome": asked.genome, "places": places} | {
-        f"base {i}": p for i, p in enumerate(asked.base) if p.is_file()
-    }
+    files = {"genome": asked.genome, "places": places} | {f"base {i}": p for i, p in enumerate(files_of(asked.base))}
     return GenomeRows(Positions(genome, base, recipe.features), genes, places.name, files)
 
 
 def _chosen(genes: Sequence[Gene], gene_ids: Sequence[str]) -> list[Gene]:
-    unknown = sorted(set(gene_ids) - {g.gene_id for g in genes})
+    wanted = set(gene_ids)
+    unknown = sorted(wanted - {g.gene_id for g in genes})
     if unknown:
         raise InputError(f"--gene-ids {', '.join(unknown[:5])}: {len(unknown)} of them not in the annotation")
-    return [g for g in genes if not gene_ids or g.gene_id in set(gene_ids)]
+    return [g for g in genes if not wanted or g.gene_id in wanted]
+
+
+def _lines(path: Path) -> list[str]:
+    """Of a text file, plain or gzip."""
+    with complete_gzip(path), gzip.open(path, "rb") if is_gzip(path) else path.open("rb") as handle:
+        return [line.decode("utf-8", "replace").rstrip("\r\n") for line in handle]
 
 
 def read_regions(path: Path) -> list[Gene]:
@@ -162,11 +171,11 @@ def read_regions(path: Path) -> list[Gene]:
         raise InputError(f"regions {path} do not exist", expected="a BED file")
     genes: list[Gene] = []
     none = np.empty(0, np.int64)
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         if not line.strip() or line.startswith(("#", "track", "browser")):
             continue
         cells = line.split("\t")
-        start, end = (int(c) if c.isdigit() else -1 for c in (*cells[1:3], "", "")[:2])
+        start, end = (int(c) if c.isascii() and c.isdigit() else -1 for c in (*cells[1:3], "", "")[:2])
         strand = cells[5].strip() if len(cells) > 5 else "+"
         if not 0 <= start < end or strand not in ("+", "-", "."):
             raise InputError(

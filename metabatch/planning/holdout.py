@@ -42,8 +42,8 @@ def fitted_problems(genes: pl.DataFrame, held: pl.Series, dataset: Path, built: 
     if not built.holdout:
         return []
     found = [
-        "the base model was fitted on the training genes: out-of-fold figures, calibration and thresholds rest on scores "
-        "that are somewhat too good; the genes it did not see judge honestly"
+        "the base model was fitted on the training genes: out-of-fold figures, calibration and thresholds rest on "
+        "scores that are somewhat too good; the genes it did not see judge honestly"
     ]
     seen = genes.filter(held & ~genes["gene_id"].is_in(list(set_aside(dataset)))).height
     if seen or not held.any():

@@ -105,7 +105,7 @@ def test_killed_at_random_moments_and_started_again_it_makes_the_same_files(
 ) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    dice, kills, out = random.Random(7), 0, tmp_path / "data"
+    dice, kills, amid, out = random.Random(7), 0, 0, tmp_path / "data"
     command = ("build-dataset", "--quiet", "--workers", "2", *SHARDS, *sources(hg19_windows), out)
     while kills < KILLS:
         process = at_work(*command, env={"TMPDIR": str(scratch)})
@@ -115,11 +115,13 @@ def test_killed_at_random_moments_and_started_again_it_makes_the_same_files(
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         process.wait()
+        amid += 0 < len(list((out / ".parts/records").glob("*"))) < len(list(built.glob("*.parquet")))
         if (out / "done.json").exists():  # it got through: look, and begin anew
             assert sums(out) == sums(built)
             for file in out.iterdir():
                 file.unlink()
             out.rmdir()
+    assert amid >= 3  # some while shards were made
     succeed(*command, env={"TMPDIR": str(scratch)})
     assert sums(out) == sums(built)
     assert {f.name for f in out.iterdir()} == {f.name for f in built.iterdir()}
@@ -163,14 +165,21 @@ def test_a_worker_that_is_killed_ends_the_command_with_a_word_about_memory_and_f
 
 def test_two_at_once_do_not_disturb_each_other(built: Path, hg19_windows: Path, tmp_path: Path) -> None:
     out = tmp_path / "data"
-    command = ("build-dataset", "--quiet", "--workers", "1", "--kmer-sizes", "3,5", *sources(hg19_windows), out)
+    command = ("build-dataset", "--quiet", "--workers", "1", *SHARDS, *sources(hg19_windows), out)
     first = at_work(*command)
     while not (out / ".lease.lock").exists():
         assert first.poll() is None
         time.sleep(0.02)
-    second = start(*command)
-    assert second.code in (0, 5)  # the first may have come to its end meanwhile
-    assert first.wait(timeout=120) == 0
+    first.send_signal(signal.SIGSTOP)  # alive, and at work
+    try:
+        second = at_work(*command)
+        time.sleep(3)
+    finally:
+        first.send_signal(signal.SIGCONT)
+    codes = first.wait(timeout=120), second.wait(timeout=120)
+    assert codes[0] == 0
+    assert codes[1] in (0, 5)
+    assert sums(out) == sums(built)
 
 
 def test_features_computed_by_predict_are_those_of_the_table_in_every_bit(
@@ -302,6 +311,13 @@ def test_regions_are_scored_like_genes_of_that_span(hg19_windows: Path, tmp_path
     )
     assert refused.code == 2
     assert "pwm" in refused.err
+    packed = tmp_path / "regions.bed.gz"
+    packed.write_bytes(gzip.compress(regions.read_bytes()))
+    succeed(*common, "--regions", packed, "--format", "bedgraph", run, tmp_path / "packed")
+    assert region.equals(pl.read_parquet(tmp_path / "packed/part-*.parquet"))
+    track = next((tmp_path / "packed").glob("donor*.bedgraph"))
+    first = track.read_text().split("\n", 1)[0].split("\t")
+    assert first[:3] == [one["chrom"], str(one["start"] - 1), str(one["start"])]
     regions.write_text("chr3_42M\t500\t400\n")
     refused = start(*common, "--regions", regions, run, tmp_path / "none")
     assert refused.code == 3
@@ -451,3 +467,62 @@ def test_a_gene_without_scores_is_named_and_other_options_do_not_touch_a_finishe
     )  # fmt: skip
     assert refused.code == 3
     assert gene in refused.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_subset_with_position_weights_is_fitted_on_its_own_training_genes(hg19_windows: Path, tmp_path: Path) -> None:
+    for policy in ("random", "errors"):
+        data = tmp_path / policy
+        succeed(
+            "build-dataset", "--quiet", "--base-model", "pwm", "--n-genes", "20", "--subset-policy", policy,
+            "--holdout-fraction", "0.2", hg19_windows / "genome.fa.gz", hg19_windows / "annotation.gtf.gz", data,
+        )  # fmt: skip
+        manifest = pl.read_csv(data / "gene_manifest.csv")
+        training = manifest.filter(pl.col("split") == "train")
+        assert 0 < training.height < manifest.height == 20
+        weights = json.loads((data / "dataset.json").read_text())["recipe"]["base"]["weights"]
+        assert (weights["genes"], weights["donors"]) == (training.height, training["donor"].sum())
+        torn = manifest.group_by("locus_id").agg(pl.col("split").n_unique())
+        assert torn["split"].max() == 1
+
+
+def test_one_shard_as_a_data_set_still_knows_its_recipe_and_holdout(hg19_windows: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    succeed(
+        "build-dataset", "--quiet", "--base-model", "pwm", hg19_windows / "genome.fa.gz",
+        hg19_windows / "annotation.gtf.gz", data,
+    )  # fmt: skip
+    plans = []
+    for name, words in (("folder", [data]), ("file", [data / "positions-00000.parquet"])):
+        run = tmp_path / name
+        succeed("plan", "--quiet", *FEW_TREES, *words, run)
+        plans.append(plan_of(run))
+    assert plans[0]["recipe"] == plans[1]["recipe"] is not None
+    assert plans[0]["holdout"] == plans[1]["holdout"]
+    assert any("fitted on the training genes" in w for w in plans[0]["warnings"])
+    said = succeed("plan", "--quiet", "--holdout-fraction", "0", *FEW_TREES, data, tmp_path / "none").out
+    assert "all genes judged helped to fit the base model" in said
+
+
+def test_predicting_on_a_genome_again_notices_other_scores_in_a_folder(
+    model: Path, hg19_windows: Path, manifest: pl.DataFrame, tmp_path: Path
+) -> None:
+    scores, out, gene = tmp_path / "scores", tmp_path / "out", manifest.sort("length")["gene_id"][0]
+    scores.mkdir()
+    table = pl.read_parquet(hg19_windows / "base_scores.parquet").filter(pl.col("gene_id") == gene)
+    table.write_parquet(scores / "a.parquet")
+    command = (
+        "predict", "--quiet", "--genome", hg19_windows / "genome.fa.gz", "--annotation",
+        hg19_windows / "annotation.gtf.gz", "--base-scores", scores, "--gene-ids", gene, model, out,
+    )  # fmt: skip
+    succeed(*command)
+    assert "already" in succeed(*command).out
+    table.with_columns(pl.col("donor_score") * 0.5).write_parquet(scores / "a.parquet")
+    assert start(*command).code == 3
+    for words in (("--position-base", "0"), ("--fill-missing-kmers",)):
+        assert start(*command[:2], *words, *command[2:-1], tmp_path / "other").code == 2
+    nothing = tmp_path / "ids.txt"
+    nothing.write_text("# none\n")
+    refused = start("predict", "--genome", *command[3:8], "--gene-ids", nothing, model, tmp_path / "other")
+    assert refused.code == 2
+    assert "names nothing" in refused.err
