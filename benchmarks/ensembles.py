@@ -135,6 +135,8 @@ def _line(run: dict[str, Any], rate: float) -> str:
 
 
 def _signed(difference: dict[str, Any]) -> str:
+    if difference["ci95"] is None:
+        return f"{difference['ap']:+.4f} (no interval)"
     low, high = difference["ci95"]
     return f"{difference['ap']:+.4f} ({low:+.4f} to {high:+.4f})"
 

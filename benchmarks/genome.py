@@ -23,7 +23,7 @@ def genome_lines(place: Path) -> Iterator[str]:
     """A table: AP of base and meta-model over all positions, by models that saw nothing of the contig."""
     yield (
         "hg19-windows: 37 genes, 2,586,653 positions; 300 trees a class, 5 folds; every contig is predicted by a model "
-        f"of the other two. 95 % intervals by resampling genes, {_RESAMPLES} times.\n"
+        f"of the other two. 95 % intervals by resampling loci, {_RESAMPLES} times.\n"
     )
     yield "| base model | class | sites | base AP | meta AP | difference |"
     yield "|---|---|---|---|---|---|"
@@ -34,7 +34,7 @@ def genome_lines(place: Path) -> Iterator[str]:
 
 
 def _predicted(place: Path, contig: str, *, fitted: bool) -> pl.DataFrame:
-    """gene_id, label and scores of all positions of a contig's genes."""
+    """locus_id, label and scores of all positions of a contig's genes."""
     place.mkdir()
     data, run, out = place / "data", place / "run", place / "out"
     genome, annotation = WINDOWS / "genome.fa.gz", WINDOWS / "annotation.gtf.gz"
@@ -61,15 +61,15 @@ def _predicted(place: Path, contig: str, *, fitted: bool) -> pl.DataFrame:
     sites = pl.read_parquet(data / "positions-*.parquet", columns=["gene_id", "position", "splice_type"])
     sites = sites.filter(pl.col("splice_type") != "neither")
     scored = pl.read_parquet(out / "part-*.parquet").join(sites, on=["gene_id", "position"], how="left")
-    return scored.select("gene_id", "splice_type", "^(donor|acceptor)_(score|meta)$")
+    return scored.select("locus_id", "splice_type", "^(donor|acceptor)_(score|meta)$")
 
 
 def _compared(scored: pl.DataFrame, site: str) -> str:
     positive = (scored["splice_type"] == site).fill_null(value=False).to_numpy()
-    genes, code = np.unique(scored["gene_id"].to_numpy(), return_inverse=True)
+    loci, code = np.unique(scored["locus_id"].to_numpy(), return_inverse=True)
     rankings = {n: Ranking.of(scored[f"{site}_{n}"].to_numpy(), positive) for n in ("score", "meta")}
     ones = np.ones(len(positive))
-    draws = group_multiplicities(len(genes), _RESAMPLES, 42)
+    draws = group_multiplicities(len(loci), _RESAMPLES, 42)
     sampled = bootstrap_ap(rankings, ones, code, draws)
     base, meta = (rankings[n].average_precision(ones) for n in ("score", "meta"))
     found = interval(sampled["meta"] - sampled["score"])
