@@ -146,6 +146,6 @@ def building_lines(place: Path) -> Iterator[str]:
     here = os.sched_getaffinity(0)
     os.sched_setaffinity(0, [min(here)])
     try:
-    XX
+        yield textwrap.indent(str(measure(200, 2_300_000, place / "steps.parquet")), "    ")
     finally:
         os.sched_setaffinity(0, here)

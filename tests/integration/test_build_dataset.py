@@ -315,7 +315,8 @@ def test_regions_are_scored_like_genes_of_that_span(hg19_windows: Path, tmp_path
     packed.write_bytes(gzip.compress(regions.read_bytes()))
     succeed(*common, "--regions", packed, "--format", "bedgraph", run, tmp_path / "packed")
     assert region.equals(pl.read_parquet(tmp_path / "packed/part-*.parquet"))
-    track = next((tmp_path / "packed").glob("donor*.bedgraph.gz"))
+    word = {"+": "plus", "-": "minus"}[one["strand"]]
+    track = tmp_path / f"packed/donor.{word}.bedgraph.gz"
     first = gzip.decompress(track.read_bytes()).decode().split("\n", 1)[0].split("\t")
     assert first[:3] == [one["chrom"], str(one["start"] - 1), str(one["start"])]
     regions.write_text("chr3_42M\t500\t400\n")
