@@ -27,6 +27,7 @@ from metabatch.building.workers import each
 from metabatch.errors import InputError
 from metabatch.resources.progress import Progress
 from metabatch.resources.signals import StopFlag, stop_on_signal
+from metabatch.resources.usage import trim_memory
 from metabatch.rundir.fingerprint import hash_texts
 from metabatch.rundir.lock import hold_folder
 from metabatch.rundir.manifests import Done, FileRecord, load, save, to_json
@@ -91,6 +92,7 @@ def _build(
 ) -> BuildResult:  # fmt: skip
     genes = wanted_genes(with_loci(read_annotation(annotation, sites=request.sites)), request)
     check_ids(genes)
+    trim_memory()  # what reading the annotation took
     sequence = Genome(genome, scratch)
     sequence.check(genes, str(annotation))
     chosen = partial(_errors, genes, sequence, base, request, scratch, workers, stop)

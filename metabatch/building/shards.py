@@ -15,6 +15,7 @@ from metabatch.building.features import FeatureSpec, arrow_array, feature_schema
 from metabatch.building.genes import CLASSES, Gene
 from metabatch.building.positions import ID_SCHEMA, Positions, ids_of
 from metabatch.building.rows import RowSampling, select_rows
+from metabatch.resources.usage import trim_memory
 from metabatch.rundir.publish import named
 
 # Rows of a row group, or a few more: decoded whole by every reader.
@@ -77,6 +78,8 @@ def write_shard(
             table = _table(blocks, schema)
             writer.write_table(table, row_group_size=table.num_rows)
             rows += table.num_rows
+            del blocks, table  # before the next ones are made
+            trim_memory()
     return rows
 
 
