@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import polars as pl
 
 from metabatch.building.annotation_attributes import Tables, gff3_block, gff3_tables, gtf_block, gtf_tables
 from metabatch.building.annotation_lines import EXONS, blocks, is_gff3
-from metabatch.building.genes import Gene
+from metabatch.building.genes import Gene, Sites
 from metabatch.errors import InputError
 
 log = logging.getLogger(__name__)
-type Sites = Literal["all", "canonical"]
 # What tells one copy of a gene from another: an id may come on several contigs (pseudoautosomal, alternate haplotypes).
 _COPY = ["gene", "chrom", "strand"]
 

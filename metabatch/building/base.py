@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 import msgspec
 import numpy as np
 
-from metabatch.building.genes import ACCEPTOR, DONOR, Gene
+from metabatch.building.genes import Gene
 from metabatch.errors import InputError, UsageError
 from metabatch.rundir.publish import sha256_file
 
@@ -174,30 +174,6 @@ def _refuse_other_weights(described: BaseDescription, found: BaseDescription) ->
 
 def source_of(path: Path) -> Source:
     return Source(path.name, path.stat().st_size, sha256_file(path))
-
-
-def refuse_bad(scores: np.ndarray, gene: Gene, where: str) -> None:
-    """Every score has to be a probability; the first position that has none is named.
-
-    Parameters
-    ----------
-    scores : np.ndarray
-        Shape (length, 3), in transcript direction.
-    """
-    bad = ~((scores >= 0) & (scores <= 1)).all(axis=1)  # NaN is neither
-    if bad.any():
-        index = np.flatnonzero(bad)[0]
-        raise InputError(
-            f"{int(bad.sum())} position(s) of gene {gene.gene_id} have a score that is no probability, the first at "
-            f"{gene.chrom}:{gene.positions(index)}: {', '.join(f'{x:g}' for x in scores[index])}",
-            expected="numbers from 0 to 1 (neither, donor, acceptor)",
-            where=where,
-        )
-
-
-def remainder(scores: np.ndarray) -> np.ndarray:
-    """The score of neither, where only those of donor and acceptor are known: 1 less both, but not below 0."""
-    return np.maximum(np.float32(1) - scores[:, DONOR] - scores[:, ACCEPTOR], np.float32(0))
 
 
 def not_installed(what: str, extra: str, error: ImportError) -> UsageError:

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from metabatch.building.base import BaseDescription, not_installed, refuse_bad, source_of, versions_of
+from metabatch.building.base import BaseDescription, not_installed, source_of, versions_of
+from metabatch.building.base_scores import check_scores
 from metabatch.building.genes import Gene
 from metabatch.building.genome import UNKNOWN
 from metabatch.errors import InputError
@@ -130,5 +131,5 @@ def _in_blocks(
         piece = np.pad(piece, (0, BLOCK + 2 * flank - piece.size), constant_values=UNKNOWN)
         stop = min(start + BLOCK, gene.length)
         found[start:stop] = block(_ONE_HOT[piece])[: stop - start, _ORDER]
-    refuse_bad(found, gene, name)
+    check_scores(found, gene=gene, where=name)
     return found

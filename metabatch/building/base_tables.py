@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
-from metabatch.building.base import BaseDescription, ScoreColumns, refuse_bad, remainder, source_of
+from metabatch.building.base import BaseDescription, ScoreColumns, source_of
+from metabatch.building.base_scores import check_scores, remainder
 from metabatch.building.copies import complete_gzip, copy_stem, is_gzip, need_space
 from metabatch.building.genes import ACCEPTOR, DONOR, NEITHER, Gene
 from metabatch.data.batches import Piece, Reader, as_float32, as_numpy, as_text, whole_files
@@ -96,7 +97,7 @@ class ScoreTable:
         self._refuse(gene, times > 1, "have several scores")
         if NEITHER not in self._scores:
             found[:, NEITHER] = remainder(found)
-        refuse_bad(found, gene, str(self.path))
+        check_scores(found, gene=gene, where=str(self.path))
         return found
 
     def _refuse(self, gene: Gene, bad: np.ndarray, what: str) -> None:

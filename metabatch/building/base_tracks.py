@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from metabatch.building.base import BaseDescription, not_installed, refuse_bad, remainder, source_of
+from metabatch.building.base import BaseDescription, not_installed, source_of
+from metabatch.building.base_scores import check_scores, remainder
 from metabatch.building.genes import ACCEPTOR, DONOR, NEITHER, Gene
 from metabatch.errors import InputError
 
@@ -60,7 +61,7 @@ class ScoreTracks:
                 )
             found[:, column] = values
         found[:, NEITHER] = remainder(found)
-        refuse_bad(found, gene, self.name)
+        check_scores(found, gene=gene, where=self.name)
         return found
 
     @staticmethod

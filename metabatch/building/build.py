@@ -21,7 +21,7 @@ from metabatch.building.opening import BaseAsked, opened
 from metabatch.building.positions import Positions
 from metabatch.building.request import BuildRequest, check_request
 from metabatch.building.rows import targets
-from metabatch.building.selection import check_ids, held_out, subset, wanted_genes
+from metabatch.building.selection import held_out, subset, wanted_genes
 from metabatch.building.shards import ShardPlan, cut_shards, write_shard
 from metabatch.building.workers import each
 from metabatch.errors import InputError
@@ -90,7 +90,6 @@ def _build(
     fingerprint: str, scratch: Path, workers: int, stop: StopFlag, done: Done | None,
 ) -> BuildResult:  # fmt: skip
     genes = wanted_genes(with_loci(read_annotation(annotation, sites=request.sites)), request)
-    check_ids(genes)
     sequence = Genome(genome, scratch)
     sequence.check(genes, str(annotation))
     held, how = held_out(genes, request) if base.fitted else (set(), "")

@@ -19,13 +19,16 @@ from sklearn.metrics import average_precision_score
 
 from metabatch.building import pwm
 from metabatch.building.annotation import read_annotation
-from metabatch.building.base import BaseDescription, BaseModel, ScoreColumns, open_base, refuse_bad
+from metabatch.building.base import BaseDescription, BaseModel, ScoreColumns, open_base
 from metabatch.building.base_networks import OpenSpliceAI, SpliceAI
+from metabatch.building.base_scores import check_scores
 from metabatch.building.base_tables import ScoreTable
 from metabatch.building.base_tracks import ScoreTracks
+from metabatch.building.features import FeatureSpec, feature_batch
 from metabatch.building.genes import Gene
 from metabatch.building.genome import Genome
 from metabatch.building.pwm import FLANK, PositionWeightModel, fit_pwm
+from metabatch.building.rows import RowSampling, select_rows
 from metabatch.errors import InputError, MetabatchError, UsageError
 
 NO_CODES = np.array([], dtype=np.uint8)
@@ -441,7 +444,24 @@ def test_a_package_that_is_not_installed_is_named_with_its_extra(
 
 def test_scores_that_are_no_probabilities_are_named_by_position() -> None:
     scores = np.tile(np.array([0.5, 0.25, 0.25], dtype=np.float32), (4, 1))
-    refuse_bad(scores, gene(), "a network")
+    check_scores(scores, gene=gene(), where="a network")
     scores[1, 2] = np.nan
-    with pytest.raises(MetabatchError, match="the first at c:13"):
-        refuse_bad(scores, gene(strand="-"), "a network")
+    with pytest.raises(MetabatchError, match="the first at c:13: acceptor nan"):
+        check_scores(scores, gene=gene(strand="-"), where="a network")
+
+
+def test_a_score_above_1_by_rounding_is_one_for_base_models_features_and_the_choice_of_rows(tmp_path: Path) -> None:
+    frame = table().with_columns(donor_score=pl.lit(1.0005, pl.Float32), neither_score=pl.lit(0, pl.Float32))
+    scores = opened(frame, tmp_path).scores(gene(), NO_CODES)
+    assert scores[0, 1] == np.float32(1.0005)
+    spec = FeatureSpec(kmer_sizes=(), kmer_window=1, nucleotides=0)
+    batch = feature_batch(spec, np.zeros(4, np.uint8), scores, np.arange(4))
+    assert batch.column("donor_score").to_pylist() == scores[:, 1].tolist()
+    assert select_rows(RowSampling(), "G", np.zeros(4, np.uint8), scores, 4, 1)[0].tolist() == [0, 1, 2, 3]
+    for above in (1.0011, 1.002):
+        said = rf"donor {above}"  # all digits that tell it from 1
+        with pytest.raises(InputError, match=said):
+            opened(frame.with_columns(donor_score=pl.lit(above, pl.Float32)), tmp_path).scores(gene(), NO_CODES)
+        scores[2, 1] = above
+        with pytest.raises(InputError, match=said):
+            feature_batch(spec, np.zeros(4, np.uint8), scores, np.arange(4))

@@ -290,7 +290,7 @@ def test_a_specification_that_makes_no_sense_is_refused(options: dict[str, objec
 def test_scores_that_are_no_probabilities_are_refused(value: float) -> None:
     codes, scores = made(SMALL, 50)
     scores[20, 2] = value
-    with pytest.raises(InputError, match="acceptor score of"):
+    with pytest.raises(InputError, match=r"no probability, e\.g\.: acceptor"):
         feature_batch(SMALL, codes, scores, np.arange(50))
 
 
