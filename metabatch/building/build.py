@@ -93,7 +93,8 @@ def _build(
     sequence = Genome(genome, scratch)
     sequence.check(genes, str(annotation))
     held, how = held_out(genes, request) if base.fitted else (set(), "")
-    model = opened(base, [g for g in genes if g.gene_id not in held], sequence, scratch)
+    known = [s for name, s in sources.items() if name.startswith("base ")]
+    model = opened(base, [g for g in genes if g.gene_id not in held], sequence, scratch, known)
     positions = Positions(sequence, model, request.features)
     genes = subset(genes, request, partial(_errors, genes, positions, workers, stop))
     rows = targets(request.sampling, np.array([g.length for g in genes]))

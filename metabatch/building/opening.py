@@ -42,16 +42,18 @@ class BaseAsked:
         return f"{self.kind} {msgspec.json.encode(self.columns).decode()}"
 
 
-def opened(asked: BaseAsked, fitted_on: Sequence[Gene], genome: Genome, scratch: Path) -> BaseModel:
+def opened(
+    asked: BaseAsked, fitted_on: Sequence[Gene], genome: Genome, scratch: Path, known: Sequence[Source] = ()
+) -> BaseModel:
     """The base model of a new data set.
 
     Parameters
     ----------
     fitted_on : sequence of Gene
         For a base model that is fitted here.
+    known : sequence of Source
+        `asked.sources()`, where that was called before.
     """
     if asked.fitted:
         return fit_pwm(fitted_on, genome)
-    sources = tuple(source_of(p) for p in asked.paths if p.is_file())
-    description = BaseDescription(kind=asked.kind, sources=sources, columns=asked.columns)
-    return open_base(description, asked.paths, scratch=scratch)
+    return open_base(BaseDescription(kind=asked.kind, columns=asked.columns), asked.paths, scratch=scratch, known=known)
