@@ -15,6 +15,7 @@ from metabatch import __version__
 from metabatch.building.annotation import read_annotation
 from metabatch.building.base import Source, source_of
 from metabatch.building.dataset import BuiltDataset, Recipe, gene_manifest
+from metabatch.building.features import FEATURES_VERSION
 from metabatch.building.genes import Gene, with_loci
 from metabatch.building.genome import Genome
 from metabatch.building.opening import BaseAsked, opened
@@ -73,6 +74,7 @@ def build_dataset(
     sources = _sources(genome, annotation, base)
     texts = [f"{name} {s.sha256}" for name, s in sorted(sources.items())]
     made_by = [f"metabatch {__version__}", f"pyarrow {pa.__version__}", f"numpy {np.__version__}"]
+    made_by += [f"features {FEATURES_VERSION}"]
     fingerprint = hash_texts([*texts, base.text(), to_json(request).decode(), *made_by])
     done = earlier_output(out, STAGE)
     if done is not None and not force:
@@ -110,8 +112,9 @@ def _build(
         gene_manifest(genes, shard_of, [store.files / s.name for s in shards], held).write_csv(folder / MANIFEST_FILE)
         built = BuiltDataset(
             metabatch_version=__version__, request=request,
-            recipe=Recipe(features=request.features, base=model.describe()), genome=sources["genome"],
-            annotation=sources["annotation"], holdout=how, genes=len(genes), rows=total, shards=files,
+            recipe=Recipe(features_version=FEATURES_VERSION, features=request.features, base=model.describe()),
+            genome=sources["genome"], annotation=sources["annotation"], holdout=how, genes=len(genes), rows=total,
+            shards=files,
         )  # fmt: skip
         save(folder / DATASET_FILE, built)
         store.take(folder)
