@@ -91,12 +91,12 @@ def _build(
     genome: Path, annotation: Path, out: Path, base: BaseAsked, request: BuildRequest, sources: dict[str, Source],
     fingerprint: str, scratch: Path, workers: int, stop: StopFlag, done: Done | None,
 ) -> BuildResult:  # fmt: skip
-    genes = wanted_genes(with_loci(read_annotation(annotation, sites=request.sites)), request)
-    sequence = Genome(genome, scratch)
+    genes = wanted_genes(with_loci(read_annotation(annotation, sites=request.sites, stop=stop.check)), request)
+    sequence = Genome(genome, scratch, stop.check)
     sequence.check(genes, str(annotation))
     held, how = held_out(genes, request) if base.fitted else (set(), "")
     known = [s for name, s in sources.items() if name.startswith("base ")]
-    model = opened(base, [g for g in genes if g.gene_id not in held], sequence, scratch, known)
+    model = opened(base, [g for g in genes if g.gene_id not in held], sequence, scratch, known, stop.check)
     positions = Positions(sequence, model, request.features)
     genes = subset(genes, request, partial(_errors, genes, positions, workers, stop))
     rows = targets(request.sampling, np.array([g.length for g in genes]))

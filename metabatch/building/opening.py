@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,8 +43,9 @@ class BaseAsked:
 
 
 def opened(
-    asked: BaseAsked, fitted_on: Sequence[Gene], genome: Genome, scratch: Path, known: Sequence[Source] = ()
-) -> BaseModel:
+    asked: BaseAsked, fitted_on: Sequence[Gene], genome: Genome, scratch: Path, known: Sequence[Source] = (),
+    stop: Callable[[], None] = lambda: None,
+) -> BaseModel:  # fmt: skip
     """The base model of a new data set.
 
     Parameters
@@ -53,7 +54,9 @@ def opened(
         For a base model that is fitted here.
     known : sequence of Source
         `asked.sources()`, where that was called before.
+    stop : callable
+        Called between genes where it is fitted here, and may raise.
     """
     if asked.fitted:
-        return fit_pwm(fitted_on, genome)
+        return fit_pwm(fitted_on, genome, stop=stop)
     return open_base(BaseDescription(kind=asked.kind, columns=asked.columns), asked.paths, scratch=scratch, known=known)

@@ -473,6 +473,19 @@ def test_only_the_genes_given_are_counted(genes: list[Gene], genome: Genome, fit
     assert fewer.weights.donor != fitted.weights.donor
 
 
+def test_fitting_can_be_stopped_between_genes(genes: list[Gene], genome: Genome, tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def stop() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        opening.opened(BaseAsked("pwm"), genes, genome, tmp_path, stop=stop)
+    assert len(calls) == 3
+
+
 def test_too_few_sites_to_fit_are_refused(genes: list[Gene], genome: Genome) -> None:
     few = [one for one in genes if one.donors.size < 10][:2]
     with pytest.raises(InputError, match=r"the 2 training gene\(s\) have \d+ donor site\(s\)") as error:
