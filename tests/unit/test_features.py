@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,8 +34,11 @@ from metabatch.building.features import (
     rows_at_once,
 )
 from metabatch.building.genes import Gene
+from metabatch.building.genome import Genome
+from metabatch.building.positions import Positions
 from metabatch.building.pwm import FLANK, PositionWeightModel
-from metabatch.building.shards import group_rows
+from metabatch.building.rows import RowSampling
+from metabatch.building.shards import ShardPlan, group_rows, write_shard
 from metabatch.errors import InputError, UsageError
 from metabatch.inference.genome import GenomeRows, open_genome
 from metabatch.inference.request import GenomeAsked
@@ -355,6 +359,20 @@ def test_memory_is_bounded_however_many_columns_there_are(spec: FeatureSpec) -> 
     assert (group + min(rows, group)) * width <= 64_000_000
     assert group == 16_384 or (group + rows) * width > 30_000_000  # no smaller than they must be
     assert (rows, group) == (8192, 16_384) or columns > 2400
+
+
+def test_row_groups_of_wide_sets_have_fewer_rows(tmp_path: Path) -> None:
+    spec, length = FeatureSpec(kmer_sizes=(), score_context=2000), 2500
+    (tmp_path / "g.fa").write_text(f">c\n{'ACGTTGCA' * 400}\n")
+    nothing = np.zeros(0, np.int64)
+    gene = Gene("G", "G", "", "c", "+", 301, 300 + length, nothing, nothing, "c:301-2800")
+    positions = Positions(Genome(tmp_path / "g.fa", tmp_path), PositionWeightModel(WEIGHTS), spec)
+    plan, file = ShardPlan("s", (gene,), (length,)), tmp_path / "s.parquet"
+    assert write_shard(file, plan, positions, RowSampling(all_positions=True), 1, lambda: None) == length
+    metadata = pq.read_metadata(file)
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    assert [g.num_rows for g in groups] == [group_rows(spec), group_rows(spec), length - 2 * group_rows(spec)]
+    assert max(g.num_rows for g in groups) * 4 * len(feature_schema(spec)) < 64_000_000
 
 
 def test_features_can_be_left_out() -> None:
