@@ -7,24 +7,23 @@ neither. Coordinates are 1-based, both ends in the interval.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import polars as pl
 
 from metabatch.building.annotation_attributes import Tables, gff3_block, gff3_tables, gtf_block, gtf_tables
 from metabatch.building.annotation_lines import EXONS, blocks, is_gff3
-from metabatch.building.genes import Gene
+from metabatch.building.genes import Gene, Sites
 from metabatch.errors import InputError
 
 log = logging.getLogger(__name__)
-type Sites = Literal["all", "canonical"]
 # What tells one copy of a gene from another: an id may come on several contigs (pseudoautosomal, alternate haplotypes).
 _COPY = ["gene", "chrom", "strand"]
 
 
-def read_annotation(path: Path, *, sites: Sites) -> list[Gene]:
+def read_annotation(path: Path, *, sites: Sites, stop: Callable[[], None] = lambda: None) -> list[Gene]:
     """The genes of a GTF or GFF3 file (plain or gzip), sorted by (chrom, start, end, gene_id), without loci.
 
     Parameters
@@ -32,6 +31,8 @@ def read_annotation(path: Path, *, sites: Sites) -> list[Gene]:
     sites : {"all", "canonical"}
         Sites of all transcripts, or of one a gene: the best tagged (MANE Select, Ensembl canonical, RefSeq Select,
         basic), among these the one with the most exonic nt, then the first id.
+    stop : callable
+        Called between blocks of lines, and may raise.
 
     Notes
     -----
@@ -48,15 +49,17 @@ def read_annotation(path: Path, *, sites: Sites) -> list[Gene]:
     InputError
         Neither format, no exon, a damaged line (named by its number), a truncated file.
     """
-    tables = _read(path)
+    tables = _read(path, stop)
+    stop()
     exons = _merged(tables.exons if sites == "all" else _canonical(tables.exons))
     return _genes(tables, _sites(exons), path)
 
 
-def _read(path: Path) -> Tables:
+def _read(path: Path, stop: Callable[[], None]) -> Tables:
     kept: list[pl.DataFrame] = []
     gff3: bool | None = None
     for lines in blocks(path):
+        stop()
         if lines.height:
             gff3 = is_gff3(lines, path) if gff3 is None else gff3
             kept.append((gff3_block if gff3 else gtf_block)(lines, path))

@@ -9,6 +9,7 @@ features of training and of prediction are made from them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +18,11 @@ from typing import Literal, Protocol
 import msgspec
 import numpy as np
 
-from metabatch.building.genes import ACCEPTOR, DONOR, Gene
+from metabatch.building.genes import Gene
 from metabatch.errors import InputError, UsageError
 from metabatch.rundir.publish import sha256_file
 
+log = logging.getLogger(__name__)
 type Kind = Literal["table", "bigwig", "pwm", "openspliceai", "spliceai"]
 # A row a position of the window, a column a nucleotide: A, C, G, T.
 type Matrix = tuple[tuple[float, float, float, float], ...]
@@ -38,16 +40,33 @@ class ScoreColumns(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Columns of a table of scores.
 
     A table with the column `gene` is looked up by gene and position, one without by chrom and position, and by strand
-    where it has that column. Without `neither` that score is 1 - donor - acceptor.
+    where it has that column. neither : has to be there where it is named; None: that score is 1 - donor - acceptor;
+    not given: the column neither_score where there is one, else as None. `Lookup` says what was found.
     """
 
     donor: str = "donor_score"
     acceptor: str = "acceptor_score"
-    neither: str | None = "neither_score"
+    neither: str | msgspec.UnsetType | None = msgspec.UNSET
     gene: str = "gene_id"
     position: str = "position"
     chrom: str = "chrom"
     strand: str = "strand"
+
+
+class Lookup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How scores are found in a table, after a look at its columns: another way would be other features.
+
+    scores : columns of donor and acceptor, and of neither where that is not what they leave of 1. by : gene and
+    position, or chrom and position. strand : whether rows are told apart by it too.
+    """
+
+    scores: tuple[str, ...]
+    by: Literal["gene", "position"]
+    strand: bool = False
+
+    def __str__(self) -> str:
+        place = f"{'chrom' if self.by == 'position' else 'gene'} and position{' and strand' if self.strand else ''}"
+        return f"{', '.join(self.scores)}, by {place}"
 
 
 class PositionWeights(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -68,13 +87,15 @@ class PositionWeights(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 class BaseDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What decides the scores of a base model.
 
-    sources : tables, tracks or weights, in the order `open_base` takes them. columns : of a table. weights : of a
-    position-weight model, all of it. versions : of the packages that ran a network.
+    sources : tables, tracks or weights, in the order `open_base` takes them. columns : of a table. lookup : what they
+    came to. weights : of a position-weight model, all of it. versions : of the packages that ran a network.
+    Without sources, lookup and versions it is of a base model that was not opened yet.
     """
 
     kind: Kind
     sources: tuple[Source, ...] = ()
     columns: ScoreColumns | None = None
+    lookup: Lookup | None = None
     weights: PositionWeights | None = None
     versions: dict[str, str] = {}
 
@@ -111,8 +132,10 @@ class BaseModel(Protocol):
         ...
 
 
-def open_base(description: BaseDescription, sources: Sequence[Path] = (), *, scratch: Path) -> BaseModel:
-    """The base model that was described.
+def open_base(
+    description: BaseDescription, sources: Sequence[Path] = (), *, scratch: Path, known: Sequence[Source] = ()
+) -> BaseModel:
+    """The base model that was described. Other versions of a network's packages than described are logged.
 
     Parameters
     ----------
@@ -121,29 +144,34 @@ def open_base(description: BaseDescription, sources: Sequence[Path] = (), *, scr
         The weights of openspliceai: the very ones described. Nothing for pwm and spliceai.
     scratch : Path
         Folder for the table that a TSV file is turned into.
+    known : sequence of Source
+        `source_of` every file of `sources`, where that is known: they are not read for it again.
 
     Raises
     ------
     InputError
-        Other weights than described, or unreadable sources.
+        Other weights than described, a table in which scores are found otherwise than described, unreadable sources.
     UsageError
         The wrong number of sources, or an optional package is not installed.
     """
     wanted = {"table": 1, "bigwig": 2, "openspliceai": 1}.get(description.kind, 0)
+    described = ", ".join(s.name for s in description.sources)
     if len(sources) != wanted:
         raise UsageError(
             f"the base model {description.kind} was given {len(sources)} file(s)",
-            expected=f"{wanted}, as {', '.join(s.name for s in description.sources)}" if wanted else "none",
+            expected=f"{wanted or 'none'}{f', as {described}' if wanted and described else ''}",
         )
     base: BaseModel
     if description.kind == "table":
         from metabatch.building.base_tables import ScoreTable
 
-        return ScoreTable(sources[0], description.columns or ScoreColumns(), scratch)
+        table = ScoreTable(sources[0], description.columns or ScoreColumns(), scratch, known)
+        _refuse_other_lookup(description.lookup, table.lookup, sources[0])
+        return table
     if description.kind == "bigwig":
         from metabatch.building.base_tracks import ScoreTracks
 
-        return ScoreTracks(sources[0], sources[1])
+        return ScoreTracks(sources[0], sources[1], known)
     if description.kind == "pwm":
         from metabatch.building.pwm import PositionWeightModel
 
@@ -153,16 +181,47 @@ def open_base(description: BaseDescription, sources: Sequence[Path] = (), *, scr
     if description.kind == "openspliceai":
         from metabatch.building.base_networks import OpenSpliceAI
 
-        base = OpenSpliceAI(sources[0])
+        base = OpenSpliceAI(sources[0], known)
     else:
         from metabatch.building.base_networks import SpliceAI
 
         base = SpliceAI()
-    _refuse_other_weights(description, base.describe())
+    if description.sources or description.versions:
+        found = base.describe()
+        if description.sources:
+            _refuse_other_weights(description, found)
+        warn_of_other_versions(description, found)
     return base
 
 
+def _refuse_other_lookup(described: Lookup | None, found: Lookup, path: Path) -> None:
+    if described is not None and described != found:
+        raise InputError(
+            f"scores are found in {path.name} otherwise than when the features were made: {found}",
+            expected=str(described),
+            where=str(path),
+            next_step="give a table with the same columns: other scores would be other features",
+        )
+
+
+def warn_of_other_versions(described: BaseDescription, found: BaseDescription) -> None:
+    """Log the packages of a network that are here in another version: it may round otherwise."""
+    other = [
+        f"{name} {found.versions.get(name, 'missing')} ({version} then)"
+        for name, version in described.versions.items()
+        if found.versions.get(name) != version
+    ]
+    if other:
+        log.warning("the base model %s ran with other versions when the features were made: %s; scores may differ in "
+                    "their last digits", described.kind, ", ".join(other))  # fmt: skip
+
+
 def _refuse_other_weights(described: BaseDescription, found: BaseDescription) -> None:
+    if len(described.sources) != len(found.sources):
+        raise InputError(
+            f"the base model {found.kind} has {len(found.sources)} file(s) of weights",
+            expected=f"{len(described.sources)}, as when the features were made",
+        )
     for was, here in zip(described.sources, found.sources, strict=True):
         if was.sha256 != here.sha256:
             raise InputError(
@@ -173,31 +232,8 @@ def _refuse_other_weights(described: BaseDescription, found: BaseDescription) ->
 
 
 def source_of(path: Path) -> Source:
+    """Reads the whole file."""
     return Source(path.name, path.stat().st_size, sha256_file(path))
-
-
-def refuse_bad(scores: np.ndarray, gene: Gene, where: str) -> None:
-    """Every score has to be a probability; the first position that has none is named.
-
-    Parameters
-    ----------
-    scores : np.ndarray
-        Shape (length, 3), in transcript direction.
-    """
-    bad = ~((scores >= 0) & (scores <= 1)).all(axis=1)  # NaN is neither
-    if bad.any():
-        index = np.flatnonzero(bad)[0]
-        raise InputError(
-            f"{int(bad.sum())} position(s) of gene {gene.gene_id} have a score that is no probability, the first at "
-            f"{gene.chrom}:{gene.positions(index)}: {', '.join(f'{x:g}' for x in scores[index])}",
-            expected="numbers from 0 to 1 (neither, donor, acceptor)",
-            where=where,
-        )
-
-
-def remainder(scores: np.ndarray) -> np.ndarray:
-    """The score of neither, where only those of donor and acceptor are known: 1 less both, but not below 0."""
-    return np.maximum(np.float32(1) - scores[:, DONOR] - scores[:, ACCEPTOR], np.float32(0))
 
 
 def not_installed(what: str, extra: str, error: ImportError) -> UsageError:

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from metabatch.building.base import BaseDescription, not_installed, refuse_bad, source_of, versions_of
+from metabatch.building.base import BaseDescription, Source, not_installed, source_of, versions_of
+from metabatch.building.base_scores import check_scores
 from metabatch.building.genes import Gene
 from metabatch.building.genome import UNKNOWN
 from metabatch.errors import InputError
@@ -40,13 +41,13 @@ _ONE_HOT = np.vstack([np.eye(UNKNOWN, dtype=np.float32), np.zeros((1, UNKNOWN), 
 class OpenSpliceAI:
     """OpenSpliceAI with the weights of one ``.pt`` file: a state dictionary, as the project publishes them."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, known: Sequence[Source] = ()) -> None:
         try:
             import torch
             from openspliceai.train_base.openspliceai import SpliceAI as Network
         except ImportError as error:
             raise not_installed("openspliceai", "openspliceai", error) from None
-        self.path = Path(path)
+        self.path, self._known = Path(path), tuple(known)
         self.name = f"openspliceai:{self.path.name}"
         if not self.path.is_file():
             raise InputError(f"{path} does not exist", expected="the weights of an OpenSpliceAI model (.pt)")
@@ -65,13 +66,13 @@ class OpenSpliceAI:
         self._torch, self._network = torch, network
         self.flank = int(network.CL) // 2
 
-    def __reduce__(self) -> tuple[type[OpenSpliceAI], tuple[Path]]:
-        return OpenSpliceAI, (self.path,)
+    def __reduce__(self) -> tuple[type[OpenSpliceAI], tuple[Path, tuple[Source, ...]]]:
+        return OpenSpliceAI, (self.path, self._known)
 
     def describe(self) -> BaseDescription:
         """With the weights' sha256."""
         versions = versions_of("openspliceai", "torch")
-        return BaseDescription(kind="openspliceai", sources=(source_of(self.path),), versions=versions)
+        return BaseDescription(kind="openspliceai", sources=self._known or (source_of(self.path),), versions=versions)
 
     def scores(self, gene: Gene, codes: np.ndarray) -> np.ndarray:
         """As `BaseModel.scores`."""
@@ -130,5 +131,5 @@ def _in_blocks(
         piece = np.pad(piece, (0, BLOCK + 2 * flank - piece.size), constant_values=UNKNOWN)
         stop = min(start + BLOCK, gene.length)
         found[start:stop] = block(_ONE_HOT[piece])[: stop - start, _ORDER]
-    refuse_bad(found, gene, name)
+    check_scores(found, gene=gene, where=name)
     return found

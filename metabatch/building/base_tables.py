@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import os
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pcsv
-import pyarrow.parquet as pq
 
-from metabatch.building.base import BaseDescription, ScoreColumns, refuse_bad, remainder, source_of
-from metabatch.building.copies import complete_gzip, copy_stem, is_gzip, need_space
+from metabatch.building.base import BaseDescription, Lookup, ScoreColumns, Source, source_of
+from metabatch.building.base_scores import check_scores, remainder
+from metabatch.building.base_text import ROWS_AT_ONCE, as_parquet, neither_of, refuse_twice
 from metabatch.building.genes import ACCEPTOR, DONOR, NEITHER, Gene
 from metabatch.data.batches import Piece, Reader, as_float32, as_numpy, as_text, whole_files
 from metabatch.data.schema import BACKWARD, FORWARD
-from metabatch.data.shards import find_parquet, open_parquet
+from metabatch.data.shards import open_parquet
 from metabatch.errors import InputError
-
-# Rows decoded at once: a few narrow columns.
-ROWS_AT_ONCE = 131_072
-# Text of scores takes more than parquet of them; unpacked, packed text about four times as much.
-_UNPACKED_RATIO = 4
 
 
 class ScoreTable:
@@ -44,20 +33,27 @@ class ScoreTable:
         A parquet file or a folder of them, or a TSV file with a header, plain or gzip.
     scratch : Path
         Folder for the parquet that a TSV file is turned into, once.
+    known : sequence of Source
+        `source_of` every file, where that is known.
+
+    Attributes
+    ----------
+    lookup : Lookup
+        What `columns` came to in this table.
 
     Raises
     ------
     InputError
-        Unreadable, or a column is missing or of the wrong kind.
+        Unreadable, a column is missing, there twice or of the wrong kind, or the files of a folder have not the same.
     BudgetError
         Too little space in `scratch`.
     """
 
     flank = 0
 
-    def __init__(self, path: Path, columns: ScoreColumns, scratch: Path) -> None:
-        self.path, self.columns, self.name = Path(path), columns, Path(path).name
-        self._files = _as_parquet(self.path, columns, Path(scratch))
+    def __init__(self, path: Path, columns: ScoreColumns, scratch: Path, known: Sequence[Source] = ()) -> None:
+        self.path, self.columns, self.name, self._known = Path(path), columns, Path(path).name, tuple(known)
+        self._files = as_parquet(self.path, columns, Path(scratch))
         schemas = []
         for file in self._files:
             with open_parquet(file) as parquet:
@@ -67,8 +63,15 @@ class ScoreTable:
         self._key = columns.gene if self._by_gene else columns.chrom
         self._strand = columns.strand if columns.strand in has and not self._by_gene else None
         self._scores = {DONOR: columns.donor, ACCEPTOR: columns.acceptor}
-        if columns.neither is not None and columns.neither in has:
-            self._scores[NEITHER] = columns.neither
+        neither = neither_of(columns)
+        # The default column may be missing; one that was named must be there.
+        if neither is not None and (neither in has or columns.neither == neither):
+            self._scores[NEITHER] = neither
+        self.lookup = Lookup(
+            scores=tuple(self._scores.values()), by="gene" if self._by_gene else "position",
+            strand=self._strand is not None,
+        )  # fmt: skip
+        self._check_alike(schemas, {columns.gene, columns.strand, *filter(None, [neither])})
         for file, schema in zip(self._files, schemas, strict=True):
             self._check_columns(schema, self.path if self.path.is_file() else file)
         self._groups = whole_files(self._files)
@@ -78,14 +81,15 @@ class ScoreTable:
     def describe(self) -> BaseDescription:
         """With the sha256 of every file."""
         files = [self.path] if self.path.is_file() else self._files
-        return BaseDescription(kind="table", sources=tuple(map(source_of, files)), columns=self.columns)
+        sources = self._known or tuple(map(source_of, files))
+        return BaseDescription(kind="table", sources=sources, columns=self.columns, lookup=self.lookup)
 
     def scores(self, gene: Gene, codes: np.ndarray) -> np.ndarray:  # noqa: ARG002 (scores do not come from sequence)
         """As `BaseModel.scores`."""
         found = np.full((gene.length, 3), np.nan, dtype=np.float32)
         times = np.zeros(gene.length, dtype=np.int64)
         for table in self._tables(gene):
-            index = gene.index(as_numpy(pc.fill_null(table.column(self.columns.position).cast(pa.int64()), 0)))
+            index = gene.index(self._positions(table))
             inside = (index >= 0) & (index < gene.length)
             index = index[inside]
             times += np.bincount(index, minlength=gene.length)
@@ -96,8 +100,18 @@ class ScoreTable:
         self._refuse(gene, times > 1, "have several scores")
         if NEITHER not in self._scores:
             found[:, NEITHER] = remainder(found)
-        refuse_bad(found, gene, str(self.path))
+        check_scores(found, gene=gene, where=str(self.path))
         return found
+
+    def _positions(self, table: pa.Table) -> np.ndarray:
+        try:
+            return as_numpy(pc.fill_null(table.column(self.columns.position).cast(pa.int64()), 0))
+        except pa.ArrowInvalid as error:
+            raise InputError(
+                f"the column {self.columns.position} of {self.name} holds a number that is no position: {error}",
+                expected="positions from 1 to the contig's end",
+                where=str(self.path),
+            ) from None
 
     def _refuse(self, gene: Gene, bad: np.ndarray, what: str) -> None:
         if bad.any():
@@ -155,8 +169,20 @@ class ScoreTable:
             found.append((statistics.min, statistics.max) if told else (None, None))
         return found[0], found[1]
 
+    def _check_alike(self, schemas: Sequence[pa.Schema], optional: set[str]) -> None:
+        """Columns that decide how scores are found are in all files of a folder, or in none."""
+        for file, schema in zip(self._files, schemas, strict=True):
+            other = optional & (set(schema.names) ^ set(schemas[0].names))
+            if other:
+                raise InputError(
+                    f"{file.name} and {self._files[0].name}: one of them has no column {min(other)}",
+                    expected="the same columns in all files of a table",
+                    where=str(self.path),
+                )
+
     def _check_columns(self, schema: pa.Schema, file: Path) -> None:
         wanted = [self._key, self.columns.position, *self._scores.values()]
+        refuse_twice(schema.names, [*wanted, *filter(None, [self._strand])], file)
         missing = [name for name in wanted if name not in schema.names]
         if missing:
             raise InputError(
@@ -174,69 +200,3 @@ class ScoreTable:
                     expected="whole numbers" if name == self.columns.position else "numbers",
                     where=str(file),
                 )
-
-
-def _as_parquet(path: Path, columns: ScoreColumns, scratch: Path) -> list[Path]:
-    if not path.exists():
-        raise InputError(f"{path} does not exist", expected="a table of scores: parquet, or TSV with a header")
-    if path.is_dir():
-        return find_parquet(path)
-    with path.open("rb") as handle:
-        if handle.read(4) == b"PAR1":
-            return [path]
-    names = hashlib.sha256(msgspec.json.encode(columns)).hexdigest()[:8]
-    copy = scratch / f"{copy_stem(path)}-{names}.parquet"
-    if not copy.is_file():
-        packed = is_gzip(path)
-        need_space(scratch, path.stat().st_size * (_UNPACKED_RATIO if packed else 1), f"reading {path.name}",
-                   "give the scores as parquet")  # fmt: skip
-        with tempfile.TemporaryDirectory(dir=scratch) as folder, complete_gzip(path):
-            made = Path(folder) / "scores.parquet"
-            _convert(path, made, columns, packed=packed)
-            os.replace(made, copy)
-    return [copy]
-
-
-def _convert(path: Path, made: Path, columns: ScoreColumns, *, packed: bool) -> None:
-    """TSV to parquet, a bounded number of rows in memory."""
-    types: dict[str, pa.DataType] = dict.fromkeys((columns.gene, columns.chrom, columns.strand), pa.string())
-    types[columns.position] = pa.int64()
-    types |= dict.fromkeys(filter(None, (columns.donor, columns.acceptor, columns.neither)), pa.float32())
-    header = next(_text(path, packed=packed), b"").decode("utf-8", "replace").rstrip("\r\n").split("\t")
-    wanted = [name for name in header if name in types]
-    if not wanted:
-        raise InputError(
-            f"{path.name} has none of the columns of scores",
-            expected=f"parquet, or TSV with a header that has {', '.join(types)}",
-            where=f"{path}, which begins with {', '.join(header[:6])[:120]!r}",
-        )
-    schema = pa.schema([(name, types[name]) for name in wanted])
-    try:
-        with _open(path, packed=packed) as text, pq.ParquetWriter(made, schema, compression="zstd") as writer:
-            batches = pcsv.open_csv(
-                text,
-                parse_options=pcsv.ParseOptions(delimiter="\t", quote_char=False),
-                convert_options=pcsv.ConvertOptions(column_types=types, include_columns=wanted),
-            )
-            held: list[pa.RecordBatch] = []
-            for batch in batches:
-                held.append(batch)
-                if sum(one.num_rows for one in held) >= ROWS_AT_ONCE:
-                    writer.write_table(pa.Table.from_batches(held), row_group_size=ROWS_AT_ONCE)
-                    held = []
-            writer.write_table(pa.Table.from_batches(held, schema), row_group_size=ROWS_AT_ONCE)
-    except pa.ArrowInvalid as error:
-        raise InputError(
-            f"{path.name} cannot be read as a table: {str(error).splitlines()[0]}",
-            expected="parquet, or TSV with a header",
-            where=str(path),
-        ) from None
-
-
-def _open(path: Path, *, packed: bool) -> BinaryIO:
-    return cast("BinaryIO", gzip.open(path, "rb")) if packed else path.open("rb")
-
-
-def _text(path: Path, *, packed: bool) -> Iterator[bytes]:
-    with _open(path, packed=packed) as handle:
-        yield from handle

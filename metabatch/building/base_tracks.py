@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from metabatch.building.base import BaseDescription, not_installed, refuse_bad, remainder, source_of
+from metabatch.building.base import BaseDescription, Source, not_installed, source_of
+from metabatch.building.base_scores import check_scores, remainder
 from metabatch.building.genes import ACCEPTOR, DONOR, NEITHER, Gene
 from metabatch.errors import InputError
 
@@ -20,12 +22,12 @@ class ScoreTracks:
 
     flank = 0
 
-    def __init__(self, donor: Path, acceptor: Path) -> None:
+    def __init__(self, donor: Path, acceptor: Path, known: Sequence[Source] = ()) -> None:
         try:
             import pybigtools
         except ImportError as error:
             raise not_installed("bigWig", "bigwig", error) from None
-        self.donor, self.acceptor = Path(donor), Path(acceptor)
+        self.donor, self.acceptor, self._known = Path(donor), Path(acceptor), tuple(known)
         self.name = f"{self.donor.name}, {self.acceptor.name}"
         self._tracks = []
         for path in (self.donor, self.acceptor):
@@ -36,12 +38,12 @@ class ScoreTracks:
             except (pybigtools.BBIReadError, OSError, ValueError) as error:
                 raise InputError(f"{path.name} cannot be read as bigWig: {error}", where=str(path)) from None
 
-    def __reduce__(self) -> tuple[type[ScoreTracks], tuple[Path, Path]]:
-        return ScoreTracks, (self.donor, self.acceptor)
+    def __reduce__(self) -> tuple[type[ScoreTracks], tuple[Path, Path, tuple[Source, ...]]]:
+        return ScoreTracks, (self.donor, self.acceptor, self._known)
 
     def describe(self) -> BaseDescription:
         """With the sha256 of both files."""
-        return BaseDescription(kind="bigwig", sources=(source_of(self.donor), source_of(self.acceptor)))
+        return BaseDescription(kind="bigwig", sources=self._known or (source_of(self.donor), source_of(self.acceptor)))
 
     def scores(self, gene: Gene, codes: np.ndarray) -> np.ndarray:  # noqa: ARG002 (scores do not come from sequence)
         """As `BaseModel.scores`."""
@@ -60,7 +62,7 @@ class ScoreTracks:
                 )
             found[:, column] = values
         found[:, NEITHER] = remainder(found)
-        refuse_bad(found, gene, self.name)
+        check_scores(found, gene=gene, where=self.name)
         return found
 
     @staticmethod

@@ -15,13 +15,14 @@ from metabatch import __version__
 from metabatch.building.annotation import read_annotation
 from metabatch.building.base import Source, source_of
 from metabatch.building.dataset import BuiltDataset, Recipe, gene_manifest
+from metabatch.building.features import FEATURES_VERSION
 from metabatch.building.genes import Gene, with_loci
 from metabatch.building.genome import Genome
 from metabatch.building.opening import BaseAsked, opened
 from metabatch.building.positions import Positions
 from metabatch.building.request import BuildRequest, check_request
 from metabatch.building.rows import targets
-from metabatch.building.selection import check_ids, held_out, subset, wanted_genes
+from metabatch.building.selection import held_out, subset, wanted_genes
 from metabatch.building.shards import ShardPlan, cut_shards, write_shard
 from metabatch.building.workers import each
 from metabatch.errors import InputError
@@ -74,6 +75,7 @@ def build_dataset(
     sources = _sources(genome, annotation, base)
     texts = [f"{name} {s.sha256}" for name, s in sorted(sources.items())]
     made_by = [f"metabatch {__version__}", f"pyarrow {pa.__version__}", f"numpy {np.__version__}"]
+    made_by += [f"features {FEATURES_VERSION}"]
     fingerprint = hash_texts([*texts, base.text(), to_json(request).decode(), *made_by])
     done = earlier_output(out, STAGE)
     if done is not None and not force:
@@ -90,15 +92,15 @@ def _build(
     genome: Path, annotation: Path, out: Path, base: BaseAsked, request: BuildRequest, sources: dict[str, Source],
     fingerprint: str, scratch: Path, workers: int, stop: StopFlag, done: Done | None,
 ) -> BuildResult:  # fmt: skip
-    genes = wanted_genes(with_loci(read_annotation(annotation, sites=request.sites)), request)
-    check_ids(genes)
+    genes = wanted_genes(with_loci(read_annotation(annotation, sites=request.sites, stop=stop.check)), request)
     trim_memory()  # what reading the annotation took
-    sequence = Genome(genome, scratch)
+    sequence = Genome(genome, scratch, stop.check)
     sequence.check(genes, str(annotation))
     chosen = partial(_errors, genes, sequence, base, request, scratch, workers, stop)
     genes = subset(genes, request, chosen)
     held, how = held_out(genes, request) if base.fitted else (set(), "")
-    model = opened(base, [g for g in genes if g.gene_id not in held], sequence, scratch)
+    known = [s for name, s in sources.items() if name.startswith("base ")]
+    model = opened(base, [g for g in genes if g.gene_id not in held], sequence, scratch, known, stop.check)
     positions = Positions(sequence, model, request.features)
     rows = targets(request.sampling, np.array([g.length for g in genes]))
     shards = cut_shards(genes, rows.tolist(), request.sampling, request.rows_per_shard)
@@ -117,8 +119,9 @@ def _build(
         gene_manifest(genes, shard_of, [store.files / s.name for s in shards], held).write_csv(folder / MANIFEST_FILE)
         built = BuiltDataset(
             metabatch_version=__version__, request=request,
-            recipe=Recipe(features=request.features, base=model.describe()), genome=sources["genome"],
-            annotation=sources["annotation"], holdout=how, genes=len(genes), rows=total, shards=files,
+            recipe=Recipe(features_version=FEATURES_VERSION, features=request.features, base=model.describe()),
+            genome=sources["genome"], annotation=sources["annotation"], holdout=how, genes=len(genes), rows=total,
+            shards=files,
         )  # fmt: skip
         save(folder / DATASET_FILE, built)
         store.take(folder)

@@ -18,8 +18,12 @@ from metabatch.rundir.manifests import FileRecord
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All that is needed to compute the same columns for other positions; it goes with every model."""
+    """All that is needed to compute the same columns for other positions; it goes with every model.
 
+    features_version : `FEATURES_VERSION` of the code that computed them.
+    """
+
+    features_version: int
     features: FeatureSpec
     base: BaseDescription
 

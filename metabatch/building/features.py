@@ -17,6 +17,11 @@ from metabatch.building.score_features import score_features
 from metabatch.building.sequence_features import composition, nucleotides, span_features
 from metabatch.errors import InputError, UsageError
 
+# Of the formulas: another one for any value of the same specification, scores and sequence, of a feature or of the
+# built-in base model (pwm.py), is another version. Models of one version are not used with another.
+FEATURES_VERSION = 1
+# Cells (rows times columns) computed at once, and the fewest and most rows.
+_CELLS, _FEWEST_ROWS, _MOST_ROWS = 20_000_000, 256, 8_192
 _MOST_COUNT = np.iinfo(np.uint16).max
 _ARROW = {np.dtype(name): pa.from_numpy_dtype(name) for name in ("uint8", "uint16", "int32", "float32")}
 
@@ -42,7 +47,7 @@ class FeatureSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Raises
         ------
         UsageError
-            k outside of 1 to 8 or given twice, a window without a middle or shorter than k, a negative reach.
+            k outside of 1 to 6 or given twice, a window without a middle or shorter than k, a negative reach.
         """
         for k in self.kmer_sizes:
             if not 1 <= k <= MOST_K:
@@ -70,6 +75,11 @@ def feature_schema(spec: FeatureSpec) -> pa.Schema:
     codes = np.zeros(1 + 2 * feature_flank(spec), np.uint8)
     columns = _columns(spec, codes, np.zeros((1, 3), np.float32), np.zeros(0, np.int64))
     return pa.schema([(name, _ARROW[values.dtype]) for name, values in columns.items()])
+
+
+def rows_at_once(spec: FeatureSpec) -> int:
+    """Rows to compute together: fewer of many columns, so that memory is bounded whatever the specification."""
+    return min(max(_CELLS // len(feature_schema(spec)), _FEWEST_ROWS), _MOST_ROWS)
 
 
 def feature_batch(spec: FeatureSpec, codes: np.ndarray, scores: np.ndarray, index: np.ndarray) -> pa.RecordBatch:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 NEITHER, DONOR, ACCEPTOR = 0, 1, 2
 # The order of columns in score arrays and of the labels' codes.
 CLASSES = ("neither", "donor", "acceptor")
+# Sites of all transcripts of a gene, or of its canonical one.
+Sites = Literal["all", "canonical"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,8 +9,8 @@ from itertools import product
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-# 65,536 columns of 8-mers are the most that is anything but a mistake.
-MOST_K = 8
+# 4,096 columns. Longer ones hardly occur in a window, and every row would carry a column for each of them.
+MOST_K = 6
 # Windows looked at in one go: their counters stay in a core's cache.
 _ROWS = 64
 # What N stands for in a k-mer's number: below -(4**k - 1) for every k, so that one N makes the whole number negative.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,16 +53,21 @@ def files_of(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def opened(asked: BaseAsked, fitted_on: Sequence[Gene], genome: Genome, scratch: Path) -> BaseModel:
+def opened(
+    asked: BaseAsked, fitted_on: Sequence[Gene], genome: Genome, scratch: Path, known: Sequence[Source] = (),
+    stop: Callable[[], None] = lambda: None,
+) -> BaseModel:  # fmt: skip
     """The base model of a new data set.
 
     Parameters
     ----------
     fitted_on : sequence of Gene
         For a base model that is fitted here.
+    known : sequence of Source
+        `asked.sources()`, where that was called before.
+    stop : callable
+        Called between genes where it is fitted here, and may raise.
     """
     if asked.fitted:
-        return fit_pwm(fitted_on, genome)
-    sources = tuple(source_of(p) for p in asked.paths if p.is_file())
-    description = BaseDescription(kind=asked.kind, sources=sources, columns=asked.columns)
-    return open_base(description, asked.paths, scratch=scratch)
+        return fit_pwm(fitted_on, genome, stop=stop)
+    return open_base(BaseDescription(kind=asked.kind, columns=asked.columns), asked.paths, scratch=scratch, known=known)

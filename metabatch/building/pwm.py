@@ -7,7 +7,7 @@ needs nothing else, and the features with reach make something of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -67,7 +67,9 @@ def _log_odds(matrix: np.ndarray, window: range, codes: np.ndarray, start: int, 
     return odds
 
 
-def fit_pwm(genes: Iterable[Gene], genome: Genome, *, pseudocount: float = 1.0) -> PositionWeightModel:
+def fit_pwm(
+    genes: Iterable[Gene], genome: Genome, *, pseudocount: float = 1.0, stop: Callable[[], None] = lambda: None
+) -> PositionWeightModel:
     """Count the nucleotides at the sites of `genes`, one gene in memory at a time.
 
     Only counts are added up, so the order of the genes does not matter.
@@ -78,6 +80,8 @@ def fit_pwm(genes: Iterable[Gene], genome: Genome, *, pseudocount: float = 1.0) 
         Training genes, and no others: a gene's own sites would score it.
     pseudocount : float
         Sites of background composition added to those of each class.
+    stop : callable
+        Called between genes, and may raise.
 
     Raises
     ------
@@ -90,6 +94,7 @@ def fit_pwm(genes: Iterable[Gene], genome: Genome, *, pseudocount: float = 1.0) 
     sites = dict.fromkeys(windows, 0)
     number = positions = 0
     for gene in genes:
+        stop()
         codes = genome.codes(gene, FLANK)
         background += np.bincount(codes[FLANK : FLANK + gene.length], minlength=UNKNOWN + 1)
         for name, index in (("donor", gene.donors), ("acceptor", gene.acceptors)):

@@ -7,10 +7,10 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from metabatch.building.features import FeatureSpec
+from metabatch.building.genes import Sites
 from metabatch.building.rows import RowSampling
 from metabatch.errors import UsageError
 
-Sites = Literal["all", "canonical"]
 SubsetPolicy = Literal["all", "random", "errors"]
 HOLDOUT_FRACTION = 0.1
 

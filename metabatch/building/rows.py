@@ -14,8 +14,9 @@ import math
 import msgspec
 import numpy as np
 
-from metabatch.building.score_features import ACCEPTOR, DONOR, check_scores
-from metabatch.errors import UsageError
+from metabatch.building.base_scores import check_scores
+from metabatch.building.genes import ACCEPTOR, DONOR
+from metabatch.errors import InputError, UsageError
 
 
 class RowSampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -87,7 +88,9 @@ def select_rows(
         Scores that are no probabilities.
     """
     length = len(labels)
-    check_scores(scores, length, f"gene {gene_id}")
+    if scores.shape != (length, 3):
+        raise InputError(f"base scores of shape {scores.shape}", expected=f"({length}, 3)", where=f"gene {gene_id}")
+    check_scores(scores, where=f"gene {gene_id}")
     sites = np.flatnonzero(labels != 0)
     unit = max(len(sites), 1)
     best, pool, drawn = (round(times * unit) for times in (sampling.best, sampling.next_pool, sampling.next_drawn))

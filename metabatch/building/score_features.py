@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from metabatch.errors import InputError
+from metabatch.building.base_scores import check_scores
+from metabatch.building.genes import ACCEPTOR, DONOR, NEITHER
 
-# Columns of a score array.
-NEITHER, DONOR, ACCEPTOR = 0, 1, 2
 _CHANNELS = {"donor": DONOR, "acceptor": ACCEPTOR}
 # Keeps logarithms and ratios finite where scores are 0.
 _EPSILON = 1e-6
@@ -19,34 +18,6 @@ _EPSILON = 1e-6
 _PEAK = 1e-3
 # Neighbours on each side that go into the context features.
 _NEAR = 2
-# Rounded and recalibrated probabilities may exceed 1 by this much.
-_SLACK = 1e-3
-
-
-def check_scores(scores: np.ndarray, length: int, where: str | None = None) -> None:
-    """Refuse scores that are no probabilities: every feature and the choice of rows would be nonsense.
-
-    Raises
-    ------
-    InputError
-        Another shape than (length, 3), a value that is missing, below 0 or above 1.
-    """
-    if scores.shape != (length, 3):
-        raise InputError(
-            f"base scores of shape {scores.shape}",
-            expected=f"({length}, 3): neither, donor and acceptor of every position", where=where,
-        )  # fmt: skip
-    if not length or (scores.min() >= 0 and scores.max() <= 1 + _SLACK):  # a NaN fails both
-        return
-    bad = ~((scores >= 0) & (scores <= 1 + _SLACK))
-    row, column = np.argwhere(bad)[0]
-    name = ("neither", "donor", "acceptor")[column]
-    raise InputError(
-        f"{int(bad.any(axis=1).sum()):,} positions have base scores that are no probabilities, e.g. a {name} score "
-        f"of {scores[row, column]}",
-        expected="0 to 1 at every position, none missing", where=where,
-        next_step="give the base model's probabilities (not logits), one row for every position of every gene",
-    )  # fmt: skip
 
 
 def score_features(
@@ -73,7 +44,7 @@ def score_features(
     first, last = (int(index.min()), int(index.max()) + 1) if len(index) else (0, 0)
     # Only what the rows can see is looked at, so that batches of a long gene do not each cost the whole gene.
     seen = scores[max(first - pad, 0) : last + pad]
-    check_scores(seen, len(seen))
+    check_scores(seen)
     at = index - first + pad
     padded = {name: _padded(scores[:, column], first, last, pad) for name, column in _CHANNELS.items()}
     columns = {f"{name}_score": padded[name][at] for name in _CHANNELS}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -92,13 +91,3 @@ def subset(genes: Sequence[Gene], request: BuildRequest, errors: Callable[[], Se
     rank = seeded_rank([g.gene_id for g in genes], request.seed)
     order = np.lexsort((rank, -np.asarray(errors()))) if request.subset_policy == "errors" else np.argsort(rank)
     return [genes[i] for i in sorted(order[: request.n_genes])]
-
-
-def check_ids(genes: Sequence[Gene]) -> None:
-    """Gene ids name one gene each: they are the group of all that follows."""
-    twice = [name for name, count in Counter(g.gene_id for g in genes).items() if count > 1]
-    if twice:
-        raise InputError(
-            f"{len(twice)} gene id(s) name several genes, e.g. {twice[0]}", expected="one gene per id",
-            next_step="give the genes ids of their own in the annotation, or take some out with --gene-ids",
-        )  # fmt: skip

@@ -11,17 +11,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from metabatch.building.features import FeatureSpec, arrow_array, feature_schema
+from metabatch.building.features import FeatureSpec, arrow_array, feature_schema, rows_at_once
 from metabatch.building.genes import CLASSES, Gene
 from metabatch.building.positions import ID_SCHEMA, Positions, ids_of
 from metabatch.building.rows import RowSampling, select_rows
 from metabatch.resources.usage import trim_memory
 from metabatch.rundir.publish import named
 
-# Rows of a row group, or a few more: decoded whole by every reader.
-GROUP_ROWS = 16_384
-# Rows whose features are computed together.
-_CHUNK_ROWS = 8_192
+# Of a row group, which readers decode whole: rows, or a few more, and bytes at most.
+GROUP_ROWS, GROUP_BYTES = 16_384, 64_000_000
+# What a text column takes of a row, decoded (ids are short).
+_TEXT_BYTES = 24
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,14 @@ def shard_schema(spec: FeatureSpec) -> pa.Schema:
     )
 
 
+def group_rows(spec: FeatureSpec) -> int:
+    """Rows from which a row group is closed; with the last block it holds `GROUP_BYTES` at most."""
+    kinds = shard_schema(spec).types
+    row = sum(_TEXT_BYTES if kind == pa.string() else kind.bit_width // 8 for kind in kinds)
+    rows = GROUP_BYTES // row
+    return max(min(GROUP_ROWS, max(rows - rows_at_once(spec), rows // 2)), 1)
+
+
 def write_shard(
     path: Path, plan: ShardPlan, positions: Positions, sampling: RowSampling, seed: int, stop: Callable[[], None]
 ) -> int:
@@ -74,7 +82,7 @@ def write_shard(
         named(path),
         pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True, use_dictionary=texts) as writer,
     ):
-        for blocks in _groups(_blocks(plan, positions, sampling, seed, stop)):
+        for blocks in _groups(_blocks(plan, positions, sampling, seed, stop), group_rows(positions.spec)):
             table = _table(blocks, schema)
             writer.write_table(table, row_group_size=table.num_rows)
             rows += table.num_rows
@@ -94,12 +102,12 @@ class _Block:
     features: list[np.ndarray]
 
 
-def _groups(blocks: Iterator[_Block]) -> Iterator[list[_Block]]:
-    """As many blocks as make `GROUP_ROWS` rows or a little more."""
+def _groups(blocks: Iterator[_Block], rows: int) -> Iterator[list[_Block]]:
+    """As many blocks as make so many rows or a little more."""
     held: list[_Block] = []
     for block in blocks:
         held.append(block)
-        if sum(len(b.index) for b in held) >= GROUP_ROWS:
+        if sum(len(b.index) for b in held) >= rows:
             yield held
             held = []
     if held:
@@ -119,13 +127,14 @@ def _table(blocks: Sequence[_Block], schema: pa.Schema) -> pa.Table:
 def _blocks(
     plan: ShardPlan, positions: Positions, sampling: RowSampling, seed: int, stop: Callable[[], None]
 ) -> Iterator[_Block]:
+    step = min(rows_at_once(positions.spec), group_rows(positions.spec))
     for gene, target in zip(plan.genes, plan.targets, strict=True):
         stop()
         material, labels = positions.material(gene), gene.labels()
         index, weight = select_rows(sampling, gene.gene_id, labels, material.scores, target, seed)
         if gene.strand == "-":  # ascending by position, as every reader expects
             index, weight = index[::-1], weight[::-1]
-        for start in range(0, len(index), _CHUNK_ROWS):
-            here = index[start : start + _CHUNK_ROWS]
+        for start in range(0, len(index), step):
+            here = index[start : start + step]
             features = positions.features(material, here)
-            yield _Block(gene, here, labels[here], weight[start : start + _CHUNK_ROWS], features)
+            yield _Block(gene, here, labels[here], weight[start : start + step], features)

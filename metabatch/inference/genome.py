@@ -16,6 +16,7 @@ from metabatch.building.annotation import read_annotation
 from metabatch.building.base import open_base
 from metabatch.building.copies import complete_gzip, is_gzip
 from metabatch.building.dataset import Recipe
+from metabatch.building.features import FEATURES_VERSION, rows_at_once
 from metabatch.building.genes import Gene, with_loci
 from metabatch.building.genome import Genome
 from metabatch.building.opening import files_of
@@ -29,9 +30,6 @@ from metabatch.inference.rows import Batch, Step, predict_batches
 from metabatch.rundir.fingerprint import hash_texts
 from metabatch.rundir.manifests import Bundle, load
 from metabatch.rundir.publish import sha256_file
-
-# Positions whose base scores, and features where asked for, are held at once.
-_CHUNK_ROWS = 8_192
 
 
 @dataclass(frozen=True)
@@ -84,10 +82,11 @@ class GenomeRows:
     def _batches(self, part: GenePart, output: Output, estimator: MetaModel | None) -> Iterator[Batch]:
         cheap = {f.name for f in self.positions.narrow_schema}
         whole = not set(output.narrow) <= cheap  # features among the further columns
+        step = rows_at_once(self.positions.spec)
         for gene in part.genes:
             material = self.positions.material(gene)
-            for start in range(0, gene.length, _CHUNK_ROWS):
-                index = np.arange(start, min(start + _CHUNK_ROWS, gene.length))
+            for start in range(0, gene.length, step):
+                index = np.arange(start, min(start + step, gene.length))
                 if gene.strand == "-":
                     index = gene.length - 1 - index
                 yield self._batch(material, index, output, estimator, whole=whole)
@@ -127,6 +126,13 @@ def open_genome(model: str | Path, asked: GenomeAsked, scratch: Path) -> GenomeR
             f"{model} does not know how its features are computed from a genome",
             expected="a model of a data set that build-dataset made", next_step="predict on a table: MODEL DATA OUT",
         )  # fmt: skip
+    version = bundle.recipe.get("features_version")
+    if version != FEATURES_VERSION:
+        raise InputError(
+            f"the features of {model} are of version {version}",
+            expected=f"version {FEATURES_VERSION}, which this metabatch computes",
+            next_step="predict with the metabatch that built its data set, or build that and train again",
+        )
     try:
         recipe = msgspec.convert(bundle.recipe, Recipe)
     except msgspec.ValidationError as error:

@@ -163,6 +163,20 @@ def test_neither_blocks_nor_the_order_of_lines_nor_line_ends_matter(
     assert [told(g) for g in read_annotation(shuffled, sites=sites)] == expected
 
 
+def test_reading_can_be_stopped_between_blocks(worm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(annotation_lines, "BLOCK", 500_001)
+    calls: list[int] = []
+
+    def stop() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        read_annotation(worm / "annotation.gff3.gz", sites="all", stop=stop)
+    assert len(calls) == 3
+
+
 # -- rules -------------------------------------------------------------------------------------------------------------
 
 

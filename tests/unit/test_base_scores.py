@@ -12,20 +12,25 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from scipy.special import log_softmax
 from sklearn.metrics import average_precision_score
 
-from metabatch.building import pwm
+from metabatch.building import opening, pwm
 from metabatch.building.annotation import read_annotation
-from metabatch.building.base import BaseDescription, BaseModel, ScoreColumns, open_base, refuse_bad
+from metabatch.building.base import BaseDescription, BaseModel, Lookup, ScoreColumns, Source, open_base
 from metabatch.building.base_networks import OpenSpliceAI, SpliceAI
+from metabatch.building.base_scores import check_scores
 from metabatch.building.base_tables import ScoreTable
 from metabatch.building.base_tracks import ScoreTracks
+from metabatch.building.features import FeatureSpec, feature_batch
 from metabatch.building.genes import Gene
 from metabatch.building.genome import Genome
+from metabatch.building.opening import BaseAsked
 from metabatch.building.pwm import FLANK, PositionWeightModel, fit_pwm
+from metabatch.building.rows import RowSampling, select_rows
 from metabatch.errors import InputError, MetabatchError, UsageError
 
 NO_CODES = np.array([], dtype=np.uint8)
@@ -146,7 +151,8 @@ def test_every_kind_of_table_gives_the_same_bits(
     kinds["in_any_order"] = rows.drop("chrom", "strand").sample(fraction=1, shuffle=True, seed=1)
     kinds["categories"] = rows.drop("chrom", "strand").with_columns(pl.col("gene_id").cast(pl.Categorical))
     kinds["numbers"] = by_place.with_columns(strand=pl.when(pl.col("strand") == "+").then(1).otherwise(-1))
-    monkeypatch.setattr("metabatch.building.base_tables.ROWS_AT_ONCE", 40_000)
+    for module in ("base_tables", "base_text"):
+        monkeypatch.setattr(f"metabatch.building.{module}.ROWS_AT_ONCE", 40_000)
     for kind, frame in kinds.items():
         folder = tmp_path / kind
         folder.mkdir()
@@ -226,6 +232,11 @@ def test_a_gene_that_the_table_lacks_is_named(tmp_path: Path) -> None:
         (b"gene_id\tposition\tdonor_score\tacceptor_score\nG\tx\t0\t0\n", "cannot be read as a table"),
         (b"gene_id\tposition\tdonor_score\tacceptor_score\nG\t1\t0\n", "cannot be read as a table"),
         (b"gene_id\tposition\tdonor_score\nG\t1\t0\n", "has no column acceptor_score"),
+        (b"gene_id\tposition\tdonor_score\tdonor_score\nG\t1\t0\t1\n", "has 2 columns named donor_score"),
+        (
+            b"gene_id\tposition\tdonor_score\tacceptor_score\nG\t9999999999999999999\t0\t0\n",
+            "cannot be read as a table",
+        ),
         (gzip.compress(b"gene_id\tposition\n" + bytes(range(256)) * 4000)[:-2000], "is damaged"),
         (b"PAR1 but no more", "cannot be read as parquet"),
     ],
@@ -253,6 +264,80 @@ def test_a_table_with_a_header_alone_has_no_scores(tmp_path: Path) -> None:
     (tmp_path / "s.tsv").write_text("gene_id\tposition\tdonor_score\tacceptor_score\n")
     with pytest.raises(InputError, match="positions of gene G have no score"):
         ScoreTable(tmp_path / "s.tsv", ScoreColumns(), tmp_path).scores(gene(), NO_CODES)
+
+
+def test_a_column_that_is_there_twice_and_positions_beyond_all_numbers_are_refused(tmp_path: Path) -> None:
+    names = ["gene_id", "position", "donor_score", "acceptor_score", "donor_score"]
+    arrays = [pa.array(["G"] * 4), pa.array([11, 12, 13, 14]), *[pa.array([0.25] * 4, pa.float32())] * 3]
+    pq.write_table(pa.Table.from_arrays(arrays, names=names), tmp_path / "twice.parquet")
+    with pytest.raises(InputError, match=r"twice\.parquet has 2 columns named donor_score"):
+        ScoreTable(tmp_path / "twice.parquet", ScoreColumns(), tmp_path)
+    frame = table().with_columns(pl.col("position").cast(pl.UInt64))
+    assert np.array_equal(
+        opened(frame, tmp_path).scores(gene(), NO_CODES), opened(table(), tmp_path).scores(gene(), NO_CODES)
+    )
+    huge = frame.with_columns(position=pl.when(pl.col("position") == 16).then(2**63 + 1).otherwise("position"))
+    base = opened(huge.with_columns(pl.col("position").cast(pl.UInt64)), tmp_path)
+    with pytest.raises(InputError, match=r"the column position of scores\.parquet holds a number that is no position"):
+        base.scores(gene(), NO_CODES)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tsv"])
+def test_a_column_of_neither_that_is_named_must_be_there(kind: str, tmp_path: Path) -> None:
+    path, frame = tmp_path / f"s.{kind}", table().drop("neither_score")
+    frame.write_parquet(path) if kind == "parquet" else frame.write_csv(path, separator="\t")
+    left = ScoreTable(path, ScoreColumns(neither=None), tmp_path).scores(gene(), NO_CODES)
+    assert np.array_equal(ScoreTable(path, ScoreColumns(), tmp_path).scores(gene(), NO_CODES), left)
+    for name in ("n", "neither_score"):
+        with pytest.raises(InputError, match=f"has no column {name}"):
+            ScoreTable(path, ScoreColumns(neither=name), tmp_path)
+
+
+BY_GENE = Lookup(scores=("donor_score", "acceptor_score", "neither_score"), by="gene")
+BY_PLACE = msgspec.structs.replace(BY_GENE, by="position")
+TABLES = {
+    "all of it": (table(), BY_GENE),
+    "without neither": (
+        table().drop("neither_score"), msgspec.structs.replace(BY_GENE, scores=("donor_score", "acceptor_score")),
+    ),
+    "without genes": (table().drop("gene_id"), BY_PLACE),
+    "with strands": (
+        table().drop("gene_id").with_columns(strand=pl.lit("+")), msgspec.structs.replace(BY_PLACE, strand=True),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("then", TABLES)
+@pytest.mark.parametrize("now", TABLES)
+def test_a_table_in_which_scores_are_found_otherwise_than_in_training_is_refused(
+    then: str, now: str, tmp_path: Path
+) -> None:
+    (frame, lookup), (other, other_lookup) = TABLES[then], TABLES[now]
+    described = opened(frame, tmp_path).describe()
+    assert described.lookup == lookup
+    described = msgspec.json.decode(msgspec.json.encode(described), type=BaseDescription)
+    path = tmp_path / "now.parquet"
+    other.write_parquet(path)
+    if then == now:
+        assert open_base(described, [path], scratch=tmp_path).describe().lookup == lookup
+    else:
+        with pytest.raises(InputError, match=r"in now\.parquet otherwise than when the features were made") as error:
+            open_base(described, [path], scratch=tmp_path)
+        assert str(other_lookup) in error.value.found
+        assert error.value.expected == str(lookup)
+    fresh = BaseDescription(kind="table", columns=ScoreColumns())  # says nothing yet
+    assert open_base(fresh, [path], scratch=tmp_path).describe().lookup == other_lookup
+
+
+def test_files_of_one_table_are_read_alike_or_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "t"
+    folder.mkdir()
+    for first, second in (("a", "b"), ("b", "a")):
+        table().write_parquet(folder / f"{first}.parquet")
+        table(start=50).drop("neither_score").write_parquet(folder / f"{second}.parquet")
+        with pytest.raises(InputError, match="one of them has no column neither_score"):
+            ScoreTable(folder, ScoreColumns(), tmp_path)
+        ScoreTable(folder, ScoreColumns(neither=None), tmp_path)
 
 
 # -- tracks ------------------------------------------------------------------------------------------------------------
@@ -388,6 +473,19 @@ def test_only_the_genes_given_are_counted(genes: list[Gene], genome: Genome, fit
     assert fewer.weights.donor != fitted.weights.donor
 
 
+def test_fitting_can_be_stopped_between_genes(genes: list[Gene], genome: Genome, tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def stop() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        opening.opened(BaseAsked("pwm"), genes, genome, tmp_path, stop=stop)
+    assert len(calls) == 3
+
+
 def test_too_few_sites_to_fit_are_refused(genes: list[Gene], genome: Genome) -> None:
     few = [one for one in genes if one.donors.size < 10][:2]
     with pytest.raises(InputError, match=r"the 2 training gene\(s\) have \d+ donor site\(s\)") as error:
@@ -409,6 +507,48 @@ def test_a_description_says_which_files_it_is_of(hg19_windows: Path, tmp_path: P
     text = msgspec.json.encode(described).decode()
     assert str(hg19_windows) not in text, "where it lay decides nothing"
     assert msgspec.json.decode(text, type=BaseDescription) == described
+
+
+def test_files_whose_sums_are_known_are_not_read_for_them_again(
+    genome: Genome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table().write_parquet(tmp_path / "scores.parquet")
+    asked = BaseAsked("table", (tmp_path / "scores.parquet",), ScoreColumns())
+    known = asked.sources()
+    monkeypatch.setattr("metabatch.rundir.publish.hashlib.file_digest", None)  # calling it would be an error
+    base = opening.opened(asked, [], genome, tmp_path, known)
+    assert base.describe().sources == pickle.loads(pickle.dumps(base)).describe().sources == tuple(known)
+    with pytest.raises(TypeError):
+        opening.opened(asked, [], genome, tmp_path).describe()
+
+
+class Network:
+    """In the place of one that takes packages which are not installed here."""
+
+    name, flank = "spliceai", 0
+    sources: tuple[Source, ...] = (Source("w1.h5", 3, "aa"), Source("w2.h5", 3, "bb"))
+
+    def describe(self) -> BaseDescription:
+        return BaseDescription(kind="spliceai", sources=self.sources, versions={"keras": "3.1", "spliceai": "1.3.1"})
+
+
+def test_networks_are_opened_by_what_is_described_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("metabatch.building.base_networks.SpliceAI", Network)
+    fresh = BaseDescription(kind="spliceai")
+    for described in (fresh, Network().describe()):
+        assert isinstance(open_base(described, scratch=tmp_path), Network)
+    assert not caplog.records
+    older = msgspec.structs.replace(Network().describe(), versions={"keras": "3.0", "spliceai": "1.3.1", "torch": "2"})
+    open_base(older, scratch=tmp_path)
+    (record,) = caplog.records
+    assert "keras 3.1 (3.0 then), torch missing (2 then); scores may differ" in record.getMessage()
+    retrained = msgspec.structs.replace(fresh, sources=(Source("w1.h5", 3, "aa"), Source("w2.h5", 3, "cc")))
+    with pytest.raises(InputError, match=r"w2\.h5 is not the weights that the features were made with"):
+        open_base(retrained, scratch=tmp_path)
+    with pytest.raises(InputError, match=r"has 2 file\(s\) of weights"):
+        open_base(msgspec.structs.replace(fresh, sources=Network.sources[:1]), scratch=tmp_path)
 
 
 def test_opening_with_the_wrong_number_of_files_is_a_usage_error(fitted: PositionWeightModel, tmp_path: Path) -> None:
@@ -441,7 +581,24 @@ def test_a_package_that_is_not_installed_is_named_with_its_extra(
 
 def test_scores_that_are_no_probabilities_are_named_by_position() -> None:
     scores = np.tile(np.array([0.5, 0.25, 0.25], dtype=np.float32), (4, 1))
-    refuse_bad(scores, gene(), "a network")
+    check_scores(scores, gene=gene(), where="a network")
     scores[1, 2] = np.nan
-    with pytest.raises(MetabatchError, match="the first at c:13"):
-        refuse_bad(scores, gene(strand="-"), "a network")
+    with pytest.raises(MetabatchError, match="the first at c:13: acceptor nan"):
+        check_scores(scores, gene=gene(strand="-"), where="a network")
+
+
+def test_a_score_above_1_by_rounding_is_one_for_base_models_features_and_the_choice_of_rows(tmp_path: Path) -> None:
+    frame = table().with_columns(donor_score=pl.lit(1.0005, pl.Float32), neither_score=pl.lit(0, pl.Float32))
+    scores = opened(frame, tmp_path).scores(gene(), NO_CODES)
+    assert scores[0, 1] == np.float32(1.0005)
+    spec = FeatureSpec(kmer_sizes=(), kmer_window=1, nucleotides=0)
+    batch = feature_batch(spec, np.zeros(4, np.uint8), scores, np.arange(4))
+    assert batch.column("donor_score").to_pylist() == scores[:, 1].tolist()
+    assert select_rows(RowSampling(), "G", np.zeros(4, np.uint8), scores, 4, 1)[0].tolist() == [0, 1, 2, 3]
+    for above in (1.0011, 1.002):
+        said = rf"donor {above}"  # all digits that tell it from 1
+        with pytest.raises(InputError, match=said):
+            opened(frame.with_columns(donor_score=pl.lit(above, pl.Float32)), tmp_path).scores(gene(), NO_CODES)
+        scores[2, 1] = above
+        with pytest.raises(InputError, match=said):
+            feature_batch(spec, np.zeros(4, np.uint8), scores, np.arange(4))

@@ -12,16 +12,37 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metabatch.building.features import FeatureSpec, feature_batch, feature_flank, feature_schema
+from metabatch.building.base import BaseDescription, PositionWeights
+from metabatch.building.dataset import Recipe
+from metabatch.building.features import (
+    FEATURES_VERSION,
+    FeatureSpec,
+    feature_batch,
+    feature_flank,
+    feature_schema,
+    rows_at_once,
+)
+from metabatch.building.genes import Gene
+from metabatch.building.genome import Genome
+from metabatch.building.positions import Positions
+from metabatch.building.pwm import FLANK, PositionWeightModel
+from metabatch.building.rows import RowSampling
+from metabatch.building.shards import ShardPlan, group_rows, write_shard
 from metabatch.errors import InputError, UsageError
+from metabatch.inference.genome import GenomeRows, open_genome
+from metabatch.inference.request import GenomeAsked
+from metabatch.rundir.manifests import Bundle, Columns, Combination, save
 
 ROOT = Path(__file__).resolve().parents[2]
 WINDOWS = ROOT.parent / "shared" / "data" / "hg19-windows"
@@ -257,6 +278,103 @@ def test_every_value_is_finite_and_none_is_missing(length: int, donor: float, ne
         assert batch.column(name).null_count == 0
 
 
+PINNED = FeatureSpec(kmer_sizes=(1, 3), kmer_window=21, score_context=3, peak_context=4, reach=9, nucleotides=5)
+WEIGHTS = PositionWeights(
+    donor=((0.5, -0.25, 1, -2),) * 9, acceptor=((-0.5, 0.75, 0.125, -1),) * 23, donor_log_prior=-2.5,
+    acceptor_log_prior=-3, background=(0.25, 0.25, 0.25, 0.25), pseudocount=1, genes=1, positions=60, donors=30,
+    acceptors=30,
+)  # fmt: skip
+# Of the same values another sum: a formula was changed, and wants a new FEATURES_VERSION with a sum of its own.
+SUMS = {1: ("af263b143746e1d4", "37010d942d3570c0")}
+
+
+def pinned() -> tuple[Made, PositionWeightModel]:
+    """Made of whole numbers and halves of halves only, N and 0 among them, so that no generator decides."""
+    at = np.arange(60)
+    codes = ((np.arange(60 + 2 * FLANK) ** 2 * 7 // 3 + np.arange(60 + 2 * FLANK)) % 23 % 5).astype(np.uint8)
+    sites = np.column_stack([at * 37 % 64 * (at % 3 > 0) / 128, at * 29 % 64 * (at % 4 > 0) / 256])
+    flank = feature_flank(PINNED)
+    assert flank < FLANK
+    scores = np.column_stack([1 - sites.sum(axis=1), sites]).astype(np.float32)
+    return (codes, scores), PositionWeightModel(WEIGHTS)
+
+
+def test_values_are_those_of_the_version_of_the_features() -> None:
+    (codes, scores), base = pinned()
+    assert set(codes.tolist()) == {0, 1, 2, 3, 4}
+    cut = FLANK - feature_flank(PINNED)
+    batch = feature_batch(PINNED, codes[cut : len(codes) - cut], scores, np.arange(60))
+    said = "".join(f"{field.name} {field.type}\n" for field in batch.schema).encode()
+    nothing = np.zeros(0, np.int64)
+    gene = Gene("G", "G", "", "c", "+", 1, 60, nothing, nothing)
+    values = bits(batch), base.scores(gene, codes).tobytes()
+    found = tuple(hashlib.sha256(part).hexdigest()[:16] for part in (said + values[0], values[1]))
+    assert found == SUMS[FEATURES_VERSION], "a formula changed: raise FEATURES_VERSION, and add its sums here"
+
+
+def test_a_model_of_another_version_of_the_features_is_refused(tmp_path: Path) -> None:
+    recipe = Recipe(
+        features_version=FEATURES_VERSION, features=PINNED, base=BaseDescription(kind="pwm", weights=WEIGHTS)
+    )
+    (tmp_path / "g.fa").write_text(f">c\n{'ACGTTGCA' * 40}\n")
+    (tmp_path / "r.bed").write_text("c\t100\t200\n")
+    asked = GenomeAsked(genome=tmp_path / "g.fa", regions=tmp_path / "r.bed")
+
+    def opened(recipe: dict[str, Any]) -> GenomeRows:
+        bundle = Bundle(
+            metabatch_version="0", xgboost_version="0", fingerprint="", strategy="single",
+            combination=Combination(method="mean", weights=()), features=(), members=(), recipe=recipe,
+            columns=Columns(
+                group="g", label="l", classes=(), scores={}, split=None, weight=None, ids=(), chrom=None, row_key=(),
+                carried={},
+            ),
+        )  # fmt: skip
+        save(tmp_path / "bundle.json", bundle)
+        return open_genome(tmp_path, asked, tmp_path)
+
+    as_written = msgspec.to_builtins(recipe)
+    assert opened(as_written).genes[0].length == 100
+    for other in (FEATURES_VERSION + 1, FEATURES_VERSION - 1, None):
+        with pytest.raises(InputError, match=f"are of version {other}") as error:
+            opened(as_written | {"features_version": other})
+        assert error.value.expected is not None
+        assert f"version {FEATURES_VERSION}," in error.value.expected
+    with pytest.raises(InputError, match="are of version None"):
+        opened({name: value for name, value in as_written.items() if name != "features_version"})
+
+
+WIDE = [
+    FeatureSpec(), FeatureSpec(kmer_sizes=(3, 5)), FeatureSpec(kmer_sizes=(6,)),
+    FeatureSpec(kmer_sizes=(1, 2, 3, 4, 5, 6), kmer_window=401), FeatureSpec(score_context=2000),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", WIDE, ids=lambda spec: str(len(feature_schema(spec))))
+def test_memory_is_bounded_however_many_columns_there_are(spec: FeatureSpec) -> None:
+    columns, rows = len(feature_schema(spec)), rows_at_once(spec)
+    assert 256 <= rows <= 8192
+    assert rows * columns <= 20_000_000
+    group = group_rows(spec)
+    width = sum(kind.bit_width // 8 for kind in feature_schema(spec).types)
+    assert (group + min(rows, group)) * width <= 64_000_000
+    assert group == 16_384 or (group + rows) * width > 30_000_000  # no smaller than they must be
+    assert (rows, group) == (8192, 16_384) or columns > 2400
+
+
+def test_row_groups_of_wide_sets_have_fewer_rows(tmp_path: Path) -> None:
+    spec, length = FeatureSpec(kmer_sizes=(), score_context=2000), 2500
+    (tmp_path / "g.fa").write_text(f">c\n{'ACGTTGCA' * 400}\n")
+    nothing = np.zeros(0, np.int64)
+    gene = Gene("G", "G", "", "c", "+", 301, 300 + length, nothing, nothing, "c:301-2800")
+    positions = Positions(Genome(tmp_path / "g.fa", tmp_path), PositionWeightModel(WEIGHTS), spec)
+    plan, file = ShardPlan("s", (gene,), (length,)), tmp_path / "s.parquet"
+    assert write_shard(file, plan, positions, RowSampling(all_positions=True), 1, lambda: None) == length
+    metadata = pq.read_metadata(file)
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    assert [g.num_rows for g in groups] == [group_rows(spec), group_rows(spec), length - 2 * group_rows(spec)]
+    assert max(g.num_rows for g in groups) * 4 * len(feature_schema(spec)) < 64_000_000
+
+
 def test_features_can_be_left_out() -> None:
     spec = FeatureSpec(kmer_sizes=(), reach=0, score_context=0, nucleotides=0)
     names = feature_schema(spec).names
@@ -268,7 +386,8 @@ def test_features_can_be_left_out() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kmer_sizes": (9,)}, "k-mers of 9 nt"),
+        ({"kmer_sizes": (7,)}, "k-mers of 7 nt"),
+        ({"kmer_sizes": (3, 9)}, "k-mers of 9 nt"),
         ({"kmer_sizes": (0,)}, "k-mers of 0 nt"),
         ({"kmer_sizes": (3, 3)}, "each size once"),
         ({"kmer_window": 200}, "odd number"),
@@ -290,7 +409,7 @@ def test_a_specification_that_makes_no_sense_is_refused(options: dict[str, objec
 def test_scores_that_are_no_probabilities_are_refused(value: float) -> None:
     codes, scores = made(SMALL, 50)
     scores[20, 2] = value
-    with pytest.raises(InputError, match="acceptor score of"):
+    with pytest.raises(InputError, match=r"no probability, e\.g\.: acceptor"):
         feature_batch(SMALL, codes, scores, np.arange(50))
 
 

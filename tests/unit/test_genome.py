@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import pickle
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from metabatch.building.annotation import read_annotation
 from metabatch.building.genes import Gene
 from metabatch.building.genome import Genome
 from metabatch.errors import BudgetError, InputError
+from tests.conftest import at_work, wait_for
 
 LETTERS = np.frombuffer(b"ACGTN", dtype=np.uint8)
 OTHER_STRAND = str.maketrans("ACGT", "TGCA")
@@ -142,6 +146,97 @@ def test_another_build_is_refused_even_of_one_contig(hg19_windows: Path, tmp_pat
     other_strand = [replace(x, strand="-" if x.strand == "+" else "+") for x in genes]
     with pytest.raises(InputError, match="splice sites looked at on chr3_42M"):
         genome.check(other_strand, "a.gtf")
+
+
+def few_sites(contigs: int, spoiled: int) -> tuple[str, list[Gene]]:
+    """A genome of contigs with one intron each, GT to AG, and its genes; of some of them at a wrong place."""
+    letters = "A" * 20 + "GT" + "A" * 30 + "AG" + "A" * 20
+    none = np.array([], dtype=np.int64)
+    genes = [gene(1, 74, chrom=f"s{i}") for i in range(contigs)]
+    at = [22 if i < spoiled else 19 for i in range(contigs)]
+    sites = [(np.array([x]), np.array([x + 35])) for x in at]
+    found = [replace(g, donors=d, acceptors=a) for g, (d, a) in zip(genes, sites, strict=True)]
+    text = "".join(f">s{i}\n{letters}\n" for i in range(contigs + 1))
+    return text, [*found, replace(genes[0], chrom=f"s{contigs}", donors=none)]
+
+
+@pytest.mark.parametrize(
+    ("contigs", "spoiled", "refused"), [(15, 15, True), (15, 8, True), (15, 7, False), (9, 9, False)]
+)
+def test_contigs_of_few_sites_are_judged_together(contigs: int, spoiled: int, refused: bool, tmp_path: Path) -> None:
+    text, genes = few_sites(contigs, spoiled)
+    (tmp_path / "g.fa").write_text(text)
+    genome = Genome(tmp_path / "g.fa", tmp_path)
+    if not refused:  # most are right; or too few sites to tell
+        genome.check(genes, "a.gtf")
+        return
+    said = (
+        rf"only {2 * (contigs - spoiled)} of {2 * contigs} splice sites looked at on {contigs + 1} contig\(s\) of few"
+    )
+    with pytest.raises(InputError, match=said):
+        genome.check(genes, "a.gtf")
+
+
+def test_a_draft_genome_is_checked_in_time_that_goes_with_its_genes(tmp_path: Path) -> None:
+    contigs = 12_000
+    text, genes = few_sites(contigs, 0)
+    (tmp_path / "g.fa").write_text(text)
+    genome = Genome(tmp_path / "g.fa", tmp_path)
+
+    def seconds(number: int) -> float:
+        begin = time.process_time()
+        genome.check(genes[:number], "a.gtf")
+        return time.process_time() - begin
+
+    seconds(100)
+    # 16 times the contigs; one look at all genes for each of them would take 256 times as long.
+    assert seconds(contigs) < 64 * max(seconds(contigs // 16), 0.002)
+
+
+class Stop(Exception):  # noqa: N818 (as a signal would raise it)
+    pass
+
+
+def stopper(calls: int) -> Callable[[], None]:
+    """Raises when it is called more often."""
+    left = itertools.count(calls, -1)
+
+    def stop() -> None:
+        if next(left) <= 0:
+            raise Stop
+
+    return stop
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_unpacking_and_indexing_can_be_stopped_and_leave_nothing_behind(packed: bool, tmp_path: Path) -> None:
+    data = b">c\n" + b"ACGTACGTAC\n" * 300_000
+    path, scratch = tmp_path / "g.fa", tmp_path / "scratch"
+    path.write_bytes(gzip.compress(data, 1) if packed else data)
+    scratch.mkdir()
+    with pytest.raises(Stop):
+        Genome(path, scratch, stopper(2))
+    assert not list(scratch.iterdir())
+    if packed:
+        with pytest.raises(Stop):
+            Genome(path, scratch, stopper(4 + 2))  # 4 pieces are unpacked, and then it is indexed
+        assert [file.suffix for file in scratch.iterdir()] == [".fa"]
+    genome = Genome(path, scratch, stopper(1000))
+    assert read(pickle.loads(pickle.dumps(genome)), gene(1, 4)) == "ACGT"
+
+
+def test_build_dataset_stops_before_the_genome_is_ready(tmp_path: Path) -> None:
+    path, annotation, out = tmp_path / "g.fa.gz", tmp_path / "a.gtf", tmp_path / "out"
+    lines = gzip.compress((b"ACGTACGTAC" * 6 + b"\n") * 60_000, 1)
+    path.write_bytes(gzip.compress(b">c\n") + lines * 150)  # half a billion nt: seconds to unpack
+    fields = 'gene_id "G"; transcript_id "T";'
+    annotation.write_text("".join(f"other\tx\texon\t{s}\t{s + 9}\t.\t+\t.\t{fields}\n" for s in (1, 101)))
+    work = at_work("build-dataset", "--base-model", "pwm", path, annotation, out)
+    wait_for(out)
+    work.terminate()
+    # Not 3, as it would be at the end: the genome does not have the contig.
+    assert work.wait(60) == 75
+    assert not out.exists()
 
 
 DAMAGE = {

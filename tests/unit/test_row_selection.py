@@ -181,7 +181,7 @@ def test_the_demo_has_the_same_rows_in_every_tier(demo: Path) -> None:
 def test_scores_that_are_no_probabilities_are_refused_by_the_name_of_the_gene(value: float, everything: bool) -> None:
     labels, scores = made(500, 3)
     scores[7, 1] = value
-    with pytest.raises(InputError, match="donor score of") as refused:
+    with pytest.raises(InputError, match=r"no probability, e\.g\.: donor") as refused:
         chosen(RowSampling(all_positions=everything), labels, scores)
     assert refused.value.where == "gene G1"
 
