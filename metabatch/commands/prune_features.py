@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metabatch import __version__
 from metabatch.commands._cli import COMMON, EXIT_CODES, Arguments, Text, run_command
 from metabatch.commands._options import convert, names_of, options_text
 from metabatch.commands._tables import table
@@ -92,8 +93,13 @@ def result_text(result: PruneResult, out: Path) -> str:
         + f"{record.columns - len(record.pruned):,} of {record.columns:,} columns are in {out} ({counts}); "
         f"{record.rows:,} rows in {result.shards} shard(s){kept}",
         f"correlation is judged by {record.sample.rows:,} rows of {record.sample.genes:,} genes from "
-        f"{record.sample.shards} shard(s), everything else by all rows",
+        f"{record.sample.shards} shard(s), everything else by all rows"
+        if record.request.max_correlation < 1
+        else "correlation was not looked at (--max-correlation 1), everything else in all rows",
     ]
+    if result.already and record.metabatch_version != __version__:
+        lines.append(f"they were made by metabatch {record.metabatch_version}, this is {__version__}: --force makes "
+                     "them again")  # fmt: skip
     if record.pruned:
         lines += ["", table(["feature", "", ""], [[p.feature, p.reason, p.said] for p in record.pruned[:_MOST_LINES]])]
     if len(record.pruned) > _MOST_LINES:

@@ -211,7 +211,7 @@ def test_a_row_group_by_way_of_the_disk_is_the_same(rows: int, tmp_path: Path, m
     scratch.mkdir()
     with Progress("test", rows, "rows") as progress:
         written = rewrite(
-            tmp_path / "in.parquet", tmp_path / "out.parquet", scratch, {"gone"}, set(), progress, StopFlag()
+            tmp_path / "in.parquet", tmp_path / "out.parquet", scratch, {"gone"}, set(), {}, progress, StopFlag()
         )
     assert written == rows
     assert not list(scratch.iterdir())
