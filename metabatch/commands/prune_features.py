@@ -25,9 +25,10 @@ USAGE = f"""Write a data set without features that are constant, or say what ano
 Usage:
   prune-features [options] DATASET OUT
 
-DATASET is a parquet file or a folder of shards, OUT a new folder: the same shards without the dropped columns,
-pruned_features.json with the reason of each, gene_manifest and dataset.json where there are any. Ids, labels, weights,
-loci, places and base scores are never dropped. Interrupted, the same command goes on with the shards it had finished.
+DATASET is a parquet file or a folder of shards, OUT a new folder apart from it: the same shards without the dropped
+columns, pruned_features.json with the reason of each, gene_manifest and dataset.json where the folder has them. Ids,
+labels, weights, loci, places and base scores are never dropped. Interrupted, the same command goes on with the shards
+it had finished.
 
 Options:
   --keep LIST                 Columns that are never dropped: names separated by commas, or a file with one name a line.
@@ -38,7 +39,8 @@ Options:
   --near-constant FRACTION    A feature goes when at least this part of all rows has one value; 1: only constant ones
                               [default: {_DEFAULT.near_constant}].
   --sample-rows-per-shard N   Rows (of whole genes) of every shard by which correlation is judged; constant and
-                              duplicate features are looked at in every row (default: 20,000 over all shards).
+                              duplicate features are looked at in every row (default: 20,000 over all shards, at most
+                              500,000 or 128 MB).
   --max-corr-cols N           Most features compared by correlation; of more, those that vary most
                               [default: {_DEFAULT.max_corr_cols}].
   --seed N                    Seed of the sample (default: 42).
