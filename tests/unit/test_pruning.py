@@ -14,21 +14,26 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import spearmanr
 
+from metabatch.analysis.sampling import evenly
 from metabatch.data.index import GeneIndex
 from metabatch.data.roles import Candidate
 from metabatch.data.shards import cell_bytes
+from metabatch.options import Options
 from metabatch.planning.leaks import reachable
 from metabatch.pruning import columns as pruning_columns
 from metabatch.pruning import correlation as pruning_correlation
 from metabatch.pruning import rewrite as pruning_rewrite
-from metabatch.pruning.columns import BLOCK_BYTES, blocks
+from metabatch.pruning import sample as pruning_sample
+from metabatch.pruning.columns import BLOCK_BYTES, blocks, look_at
 from metabatch.pruning.confirm import Seen, equal_in_sample, most_frequent
 from metabatch.pruning.correlation import Block, correlate, redundant, standardised
 from metabatch.pruning.decide import suspect_share
+from metabatch.pruning.request import PruneRequest
 from metabatch.pruning.rewrite import rewrite
-from metabatch.pruning.sample import draw_genes, row_bytes
+from metabatch.pruning.sample import draw_genes, draw_sample, row_bytes
 from metabatch.resources.progress import Progress
 from metabatch.resources.signals import StopFlag
+from tests.conftest import DEMO
 
 ROWS = 600
 
@@ -195,6 +200,27 @@ def test_a_sample_row_counts_what_gaps_make_of_integers(tmp_path: Path) -> None:
     assert row_bytes(files, found) == 1 + 4 + 4 + 1 + 4
     pq.write_table(pa.table(tables[0]), files[0], write_statistics=False)
     assert row_bytes(files, found) == 4 + 4 + 4 + 4 + 4
+
+
+def test_a_sample_has_at_most_so_many_rows_whatever_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = look_at(str(DEMO), Options(), ())
+    for name, rows in (("MOST_ROWS", 1_000), ("SAMPLE_BYTES", 1_000 * row_bytes(table.files, table.features))):
+        with monkeypatch.context() as patch:
+            patch.setattr(pruning_sample, name, rows)
+            drawn = draw_sample(table, PruneRequest(sample_rows_per_shard=10**9), 42, StopFlag())
+        assert drawn.drawn.rows == 1_000
+        assert {len(column) for column in drawn.values.values()} == {1_000}
+        assert sum(column.nbytes for column in drawn.values.values()) <= 1_000 * row_bytes(table.files, table.features)
+        assert "250 were taken" in drawn.notes[0]
+
+
+def test_of_rows_that_come_in_parts_evenly_spread_ones_are_kept() -> None:
+    for sizes in ((100,), (1, 60, 39), (50, 0, 50)):
+        begins = np.cumsum([0, *sizes[:-1]]).tolist()
+        kept = np.concatenate([evenly(first, n, 7, 100) for first, n in zip(begins, sizes, strict=True)])
+        assert kept.sum() == 7
+        assert set(np.diff(np.flatnonzero(kept))) <= {14, 15}
+    assert evenly(0, 5, 5, 5).all()
 
 
 def test_what_may_be_near_constant_is_suspected_below_the_share_asked_for() -> None:
