@@ -4,8 +4,8 @@
 
 A section that is not run keeps its last table. Each says when and on what it was measured. All of them need about two
 hours on 2 cores and 12 GB free. The executables use their own environment as always; `peers` needs lightgbm and pandas
-in this one, `limits` and `ladder` need root and METABATCH_MEMLIMIT, a script that runs a command under a hard kernel
-limit.
+in this one, `limits`, `ladder` and `pruning` need root and METABATCH_MEMLIMIT, a script that runs a command
+under a hard kernel limit.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from inference import inference_table, make_data
 from limits import ladder_lines, limits_table, sample_lines
 from memory_law import law_table
 from peers import PEERS, peers_table
+from pruning import pruning_lines
 from reference_table import REFERENCE_FEATURES, REFERENCE_GENES, make_table
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -48,6 +49,7 @@ TITLES = {
     "inference": "Prediction: rows a second",
     "genome": "From a genome to all its positions",
     "building": "Building data sets: rows a second and memory",
+    "pruning": "Leaving out features under a hard 1 GiB",
 }
 
 
@@ -110,6 +112,7 @@ def main() -> None:
             "ensembles": lambda: ensembles_lines(place),
             "genome": lambda: genome_lines(place),
             "building": lambda: building_lines(place),
+            "pruning": lambda: pruning_lines(table(REFERENCE_GENES), place),
             "inference": lambda: inference_table(make_data(place), place),
         }
         for section in given.sections.split(","):

@@ -44,9 +44,23 @@ def train(run: Path, index: int = 0, limit: str | None = None, words: Sequence[s
     start = time.perf_counter()
     said = _run(command if limit is None else [MEMLIMIT, limit, *command], run.parent)
     seconds = time.perf_counter() - start
-    line = next((x for x in said.splitlines() if x.startswith("memlimit: limit")), "")
     usage = json.loads((run / f"instances/{index:02d}/resource_usage.json").read_text())
-    return Trained(usage, {k: int(v) for k, v in re.findall(r"(\w+)=(\d+)", line)}, seconds)
+    return Trained(usage, _accounts(said), seconds)
+
+
+@dataclass(frozen=True)
+class Limited:
+    """seconds : wall clock. kernel : what the limit's own accounts say (peak_anon, oom_kills, …)."""
+
+    seconds: float
+    kernel: dict[str, int]
+
+
+def run_limited(limit: str, place: Path, name: str, *words: str | Path) -> Limited:
+    """One of our commands, quiet, under a hard kernel limit (as 1G)."""
+    start = time.perf_counter()
+    said = _run([MEMLIMIT, limit, ROOT / "bin" / name, "--quiet", *words], place)
+    return Limited(time.perf_counter() - start, _accounts(said))
 
 
 @dataclass(frozen=True)
@@ -68,6 +82,12 @@ def run_measured(name: str, *words: str | Path) -> Measured:
     if process.returncode != 0:
         raise SystemExit(f"{name} {' '.join(map(str, words))} ended with {process.returncode}")
     return Measured(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+
+def _accounts(said: str) -> dict[str, int]:
+    """What the limit's script wrote at its end; empty without one."""
+    line = next((x for x in said.splitlines() if x.startswith("memlimit: limit")), "")
+    return {k: int(v) for k, v in re.findall(r"(\w+)=(\d+)", line)}
 
 
 def _run(command: list[str | Path], scratch: Path) -> str:

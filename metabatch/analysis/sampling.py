@@ -72,6 +72,15 @@ def quotas(counts: np.ndarray, most: int) -> np.ndarray:
     return quota
 
 
+def evenly(first: int, count: int, most: int, total: int) -> np.ndarray:
+    """Which of `count` rows to keep so that of all `total` there are `most`, evenly spread; bool, shape (count,).
+
+    first : how many of the total came before these.
+    """
+    place = first + np.arange(count)
+    return (place + 1) * most // total > place * most // total
+
+
 def draw_units(sizes: np.ndarray, most: int, seed: int) -> np.ndarray:
     """Whole units (genes, split groups) in random order as long as they have at most `most` rows together.
 

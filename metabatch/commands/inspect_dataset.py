@@ -18,7 +18,7 @@ DATASET is a parquet file or a folder of parquet shards. The last section lists 
 The exit code is 0 for every data set that can be read, whatever its problems; --json has them as `problems`.
 
 Options:
-  --no-leakage            Do not look for features that give the label away: no feature column is read.
+  --no-leakage            Do not look for features that give the label away: of the features only gene_length is read.
 
 {options_text("Data")}
 Common:

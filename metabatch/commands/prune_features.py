@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metabatch import __version__
 from metabatch.commands._cli import COMMON, EXIT_CODES, Arguments, Text, run_command
 from metabatch.commands._options import convert, names_of, options_text
 from metabatch.commands._tables import table
@@ -24,9 +25,10 @@ USAGE = f"""Write a data set without features that are constant, or say what ano
 Usage:
   prune-features [options] DATASET OUT
 
-DATASET is a parquet file or a folder of shards, OUT a new folder: the same shards without the dropped columns,
-pruned_features.json with the reason of each, gene_manifest and dataset.json where there are any. Ids, labels, weights,
-loci, places and base scores are never dropped. Interrupted, the same command goes on with the shards it had finished.
+DATASET is a parquet file or a folder of shards, OUT a new folder apart from it: the same shards without the dropped
+columns, pruned_features.json with the reason of each, gene_manifest and dataset.json where the folder has them. Ids,
+labels, weights, loci, places and base scores are never dropped. Interrupted, the same command goes on with the shards
+it had finished.
 
 Options:
   --keep LIST                 Columns that are never dropped: names separated by commas, or a file with one name a line.
@@ -37,7 +39,8 @@ Options:
   --near-constant FRACTION    A feature goes when at least this part of all rows has one value; 1: only constant ones
                               [default: {_DEFAULT.near_constant}].
   --sample-rows-per-shard N   Rows (of whole genes) of every shard by which correlation is judged; constant and
-                              duplicate features are looked at in every row (default: 20,000 over all shards).
+                              duplicate features are looked at in every row (default: 20,000 over all shards, at most
+                              500,000 or 128 MB).
   --max-corr-cols N           Most features compared by correlation; of more, those that vary most
                               [default: {_DEFAULT.max_corr_cols}].
   --seed N                    Seed of the sample (default: 42).
@@ -92,8 +95,13 @@ def result_text(result: PruneResult, out: Path) -> str:
         + f"{record.columns - len(record.pruned):,} of {record.columns:,} columns are in {out} ({counts}); "
         f"{record.rows:,} rows in {result.shards} shard(s){kept}",
         f"correlation is judged by {record.sample.rows:,} rows of {record.sample.genes:,} genes from "
-        f"{record.sample.shards} shard(s), everything else by all rows",
+        f"{record.sample.shards} shard(s), everything else by all rows"
+        if record.request.max_correlation < 1
+        else "correlation was not looked at (--max-correlation 1), everything else in all rows",
     ]
+    if result.already and record.metabatch_version != __version__:
+        lines.append(f"they were made by metabatch {record.metabatch_version}, this is {__version__}: --force makes "
+                     "them again")  # fmt: skip
     if record.pruned:
         lines += ["", table(["feature", "", ""], [[p.feature, p.reason, p.said] for p in record.pruned[:_MOST_LINES]])]
     if len(record.pruned) > _MOST_LINES:

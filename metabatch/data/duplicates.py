@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
@@ -134,30 +136,69 @@ def shared_positions(
     loci = (
         genes.select("gene_id", "rows", "chrom", "split")
         .join(spans, on="gene_id")
-        .drop_nulls(["chrom", "low"])
+        .filter(pl.col("chrom").is_not_null() & pl.col("low").is_finite() & pl.col("high").is_finite())
         .sort("chrom", "low", "gene_id")
         .with_columns(locus=begins.fill_null(value=True).cum_sum())
         .filter(pl.len().over("locus") > 1)
     )
     chunk = (pl.col("rows").cum_sum() // _SHARED_ROWS).max().over("locus").alias("chunk")
+    place = [columns.chrom, position, *([] if strand is None else [strand])]
     total, having, differing, torn, example = 0, set[str](), 0, 0, ""
     for _, part in loci.with_columns(chunk).group_by("chunk", maintain_order=True):
-        wanted = [c for c in (columns.label, columns.chrom, position, strand) if c is not None]
-        rows = pl.concat(
-            pl.DataFrame({n: pl.from_arrow(as_text(t.column(n))) for n in dict.fromkeys((columns.group, *wanted))})
-            for t in Reader(pieces_of(part["gene_id"].to_list()), wanted, columns.group)
-        ).rename({columns.group: "gene_id", columns.label: "label"})
         split = part.select("gene_id", "split")
-        places = (
-            rows.join(split, on="gene_id")
-            .group_by(wanted[1:])
-            .agg(pl.col("gene_id").unique().sort(), pl.col("label").n_unique(), pl.col("split").n_unique())
-            .filter(pl.col("gene_id").list.len() > 1)
-        )
-        if places.height:
-            total += places.height
-            having |= set(places["gene_id"].explode())
-            differing += places.filter(pl.col("label") > 1).height
-            torn += places.filter(pl.col("split") > 1).height
-            example = example or " and ".join(places.sort(wanted[1:])["gene_id"][0].to_list()[:2])
+        for rows in _in_windows(part, pieces_of, columns, place, position):
+            places = (
+                rows.join(split, on="gene_id")
+                .group_by(place)
+                .agg(pl.col("gene_id").unique().sort(), pl.col("label").n_unique(), pl.col("split").n_unique())
+                .filter(pl.col("gene_id").list.len() > 1)
+            )
+            if places.height:
+                total += places.height
+                having |= set(places["gene_id"].explode())
+                differing += places.filter(pl.col("label") > 1).height
+                torn += places.filter(pl.col("split") > 1).height
+                example = example or " and ".join(places.sort(place)["gene_id"][0].to_list()[:2])
     return SharedPositions(total, len(having), differing, torn, example)
+
+
+def _in_windows(
+    genes: pl.DataFrame, pieces_of: Callable[[list[str]], list[Piece]], columns: Columns, place: list[str],
+    position: str,
+) -> Iterator[pl.DataFrame]:  # fmt: skip
+    """Rows of `genes` by windows of positions, so many as to be held at once: a locus may be a whole chromosome.
+
+    genes : gene_id, rows, low, high. The rows: gene_id, label and the columns `place`; all of a position together.
+    """
+    low, high = float(genes["low"].min()), float(genes["high"].max()) + 1  # type: ignore[arg-type]
+    edges = np.linspace(low, high, 1 + -(-int(genes["rows"].sum()) // _SHARED_ROWS)).tolist()
+    waiting = list(pairwise(edges))[::-1]
+    while waiting:
+        start, end = waiting.pop()
+        here = genes.filter((pl.col("low") < end) & (pl.col("high") >= start))
+        wide = end - start > 1
+        found = _window(pieces_of(here["gene_id"].to_list()), columns, place, position, (start, end), halve=wide)
+        if found is None:  # positions may stand close together
+            middle = (start + end) / 2
+            waiting += [(middle, end), (start, middle)]
+        else:
+            yield found
+
+
+def _window(
+    pieces: list[Piece], columns: Columns, place: list[str], position: str, window: tuple[float, float], *, halve: bool
+) -> pl.DataFrame | None:
+    """The rows in a window; None when there are too many and it can be halved."""
+    names = list(dict.fromkeys((columns.group, columns.label, *place)))
+    parts, rows = [], 0
+    for table in Reader(pieces, names, columns.group):
+        part = pl.DataFrame(
+            {n: pl.from_arrow(table.column(n) if n == position else as_text(table.column(n))) for n in names}
+        ).with_columns(pl.col(position).cast(pl.Float64))
+        parts.append(part.filter((pl.col(position) >= window[0]) & (pl.col(position) < window[1])))
+        rows += parts[-1].height
+        if halve and rows > 2 * _SHARED_ROWS:
+            return None
+    schema = {n: pl.Float64 if n == position else pl.String for n in names}
+    together = pl.concat(parts) if parts else pl.DataFrame(schema=schema)
+    return together.rename({columns.group: "gene_id", columns.label: "label"})

@@ -21,7 +21,8 @@ from metabatch.resources.progress import Progress
 from metabatch.rundir.manifests import Columns
 
 _FOLD_EVERY = 32
-_MANY_PLACES = 4
+# Row groups that hold a gene's rows, on average: every reader of some genes reads many others.
+MANY_PLACES = 4
 _PLACE = ("rows", "distinct", "low", "high")
 
 
@@ -194,20 +195,29 @@ def _warnings(
     segments: pl.DataFrame, genes: pl.DataFrame, files: Sequence[Path], row_groups: Sequence[Sequence[int]]
 ) -> list[str]:
     found = []
-    homes = segments.group_by("gene_id").agg(pl.col("shard").n_unique().alias("shards")).filter(pl.col("shards") > 1)
-    if homes.height:
+    torn = genes_in_several_shards(segments)
+    if torn.height:
         found.append(
-            f"{homes.height} gene(s) lie in more than one shard, e.g. {homes['gene_id'].sort()[0]}: "
-            "their rows are read together"
+            f"{torn.height} gene(s) lie in more than one shard, e.g. {torn['gene_id'][0]}: their rows are read together"
         )
     places = segments.height / genes.height
-    if places > _MANY_PLACES:
+    if places > MANY_PLACES:
         found.append(
             f"the rows of a gene lie in {places:.0f} row groups on average: every instance, and the planning, read far "
             "more rows than they need (write the table sorted by gene)"
         )
-    found += [f"shard {file.name} is empty" for file, groups in zip(files, row_groups, strict=True) if sum(groups) == 0]
-    return found
+    return found + [f"shard {name} is empty" for name in empty_shards(files, row_groups)]
+
+
+def genes_in_several_shards(segments: pl.DataFrame) -> pl.DataFrame:
+    """gene_id, shards (their numbers, ascending) of genes that lie in more than one; sorted by gene_id."""
+    homes = segments.group_by("gene_id").agg(pl.col("shard").unique().sort().alias("shards"))
+    return homes.filter(pl.col("shards").list.len() > 1).sort("gene_id")
+
+
+def empty_shards(files: Sequence[Path], row_groups: Sequence[Sequence[int]]) -> list[str]:
+    """Names of files without a row, sorted."""
+    return sorted(file.name for file, groups in zip(files, row_groups, strict=True) if sum(groups) == 0)
 
 
 def pieces_for(segments: pl.DataFrame, genes: Sequence[str], files: Sequence[Path]) -> list[Piece]:

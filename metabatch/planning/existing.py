@@ -25,13 +25,13 @@ def existing_plan(
 
     Threads, the memory of this machine and a run to learn from do not make it another plan.
     """
+    if run.root.exists() and not run.root.is_dir():
+        raise InputError(f"{run.root} is a file", expected="a new or empty run directory")
     strangers = foreign_entries(run.root)
     if strangers and not run.plan.exists():
         raise InputError(
             f"{run.root} holds other files ({', '.join(strangers[:5])})", expected="a new or empty run directory"
         )
-    if run.root.exists() and not run.root.is_dir():
-        raise InputError(f"{run.root} is a file", expected="a new or empty run directory")
     if not run.plan.exists():
         return None
     if force:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
@@ -26,6 +29,7 @@ from metabatch.planning.problems import (
     weight_problems,
 )
 from metabatch.rundir.manifests import Columns, ExcludedColumn, Feature, FeatureSet
+from metabatch.rundir.publish import sha256_file
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,7 +61,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
 def inspect_dataset(path: str, options: Options, *, leakage: bool = True) -> Inspection:
     """Read footers, gene, label and weight columns of every shard, and the features of a bounded sample of genes.
 
-    leakage : whether to look for features that give the label away; without, no feature column is read.
+    leakage : whether to look for features that give the label away; without, no feature but gene_length is read.
 
     Raises
     ------
@@ -65,7 +69,7 @@ def inspect_dataset(path: str, options: Options, *, leakage: bool = True) -> Ins
         A data set that cannot be read as one: damaged files, absent columns, labels that are no class, bad weights.
     """
     validate(options)
-    files = find_parquet(path)
+    files = by_content(find_parquet(path))
     groups, size = [], 0
     for file in files:
         with open_parquet(file) as parquet:
@@ -99,7 +103,7 @@ def inspect_dataset(path: str, options: Options, *, leakage: bool = True) -> Ins
     instance_rows = round(min(options.genes_per_instance, index.genes.height) * per_gene)
     return Inspection(
         path=str(path),
-        shards=[f.name for f in files],
+        shards=sorted(f.name for f in files),
         bytes=size,
         genes=index.genes.height,
         positions=total,
@@ -130,6 +134,27 @@ def inspect_dataset(path: str, options: Options, *, leakage: bool = True) -> Ins
     )
 
 
+def by_content(files: Sequence[Path]) -> list[Path]:
+    """`files` in an order that their names do not decide: by their footers, and those that are equal by the content.
+
+    `plan` hashes all of every file; here that would take longer than everything else.
+    """
+    footers = {file: _footer(file) for file in files}
+    several = {f for f, n in Counter(footers.values()).items() if n > 1}
+    return sorted(files, key=lambda f: (footers[f], sha256_file(f) if footers[f] in several else "", f.name))
+
+
+def _footer(file: Path) -> bytes:
+    """sha256 of the footer: schema, sizes, places and statistics of all columns."""
+    with open_parquet(file):  # or an error that names the file
+        pass
+    with file.open("rb") as handle:
+        handle.seek(-8, os.SEEK_END)
+        size = int.from_bytes(handle.read(4), "little")
+        handle.seek(-8 - size, os.SEEK_END)
+        return hashlib.sha256(handle.read(size)).digest()
+
+
 def _problems(
     index: GeneIndex, schema: Mapping[str, ColumnInfo], files: Sequence[Path], groups: Sequence[Sequence[int]],
     columns: Columns,
@@ -146,7 +171,7 @@ def _problems(
     return [
         *duplicate_problems(index, shared, columns),
         *place_problems(index, files, groups, row_bytes),
-        *kmer_problems(schema, files),
+        *kmer_problems(schema, sorted(files)),
         *class_problems(index, columns),
         *weight_problems(index, schema, files, columns),
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -12,8 +12,8 @@ from metabatch.data.index import GeneIndex
 from metabatch.data.partition import seeded_rank
 from metabatch.data.roles import Candidate
 from metabatch.options import Options
-from metabatch.planning.problems import Problem
-from metabatch.planning.screening import draw_genes, screen_leaks
+from metabatch.planning.problems import Problem, named
+from metabatch.planning.screening import draw_genes, flagged, screen_leaks
 from metabatch.rundir.manifests import Columns
 
 # Cells decoded at most, some seconds of reading: 1.7 million rows of 1,167 features.
@@ -51,38 +51,58 @@ def look_for_leaks(
     screened = screen_leaks(near, index.segments, files, candidates, [], columns, options)
     if screened.table is None:
         raise ValueError("the screen was not asked for")
-    said = pl.format("{}: {}", "class", "reason").str.join("; ")
-    flagged = dict(screened.table.filter("flagged").group_by("feature", maintain_order=True).agg(said).iter_rows())
-    found = [
+    leaks = flagged(screened.table)
+    found = _infinite(screened.infinite)
+    found += [
         Problem(
             severity="warning", what=f"{name} may give the label away", where=reason,
             next_step=f"--exclude-features {name}, or plan with --auto-exclude-leaky; --allow-features {name} if it is "
             "legitimate",
         )
-        for name, reason in list(flagged.items())[:_SHOWN]
+        for name, reason in list(leaks.items())[:_SHOWN]
     ]  # fmt: skip
-    if len(flagged) > _SHOWN:
+    if len(leaks) > _SHOWN:
         found.append(
             Problem(
-                severity="warning", what=f"{len(flagged) - _SHOWN:,} more features may give the label away",
-                where=", ".join(list(flagged)[_SHOWN : 2 * _SHOWN]), next_step="see them all with --json",
+                severity="warning", what=f"{len(leaks) - _SHOWN:,} more features may give the label away",
+                where=", ".join(list(leaks)[_SHOWN : 2 * _SHOWN]), next_step="see them all with --json",
             )
         )  # fmt: skip
     found += [
         Problem(
             severity="note", what=said, where="the sample of the leakage screen", next_step="nothing, or more genes"
         )
-        for said in screened.warnings[: -1 if flagged else None]  # the last one sums up what was flagged
+        for said in screened.warnings[: -1 if leaks else None]  # the last one sums up what was flagged
     ]
     drawn = draw_genes(near, len(columns.classes), options.seed)
-    return Leaks(genes=drawn.height, features=len(candidates), flagged=flagged), found
+    return Leaks(genes=drawn.height, features=len(candidates), flagged=leaks), found
+
+
+def _infinite(columns: Mapping[str, int]) -> list[Problem]:
+    """Infinite values in the rows looked at; of many columns one problem names those that are left."""
+    found = [
+        Problem(
+            severity="error", what=f"column {name} holds {count:,} infinite value(s), or numbers beyond float32",
+            where="the sample of the leakage screen", next_step="write null or NaN for missing; `plan` refuses "
+            f"infinite values, unless --exclude-features {name}",
+        )
+        for name, count in list(columns.items())[:_SHOWN]
+    ]  # fmt: skip
+    if len(columns) > _SHOWN:
+        found.append(
+            Problem(
+                severity="error", what=f"{len(columns) - _SHOWN:,} more columns hold infinite values",
+                where=named(list(columns)[_SHOWN:]), next_step="write null or NaN for missing",
+            )
+        )  # fmt: skip
+    return found
 
 
 def reachable(index: GeneIndex, row_groups: Sequence[Sequence[int]], most_rows: int, seed: int) -> pl.DataFrame:
     """The genes (as in `GeneIndex.genes`) that lie wholly in some row groups of together at most `most_rows` rows.
 
     The row groups are those of genes in seeded order, every shard's first gene first: the same whatever the files are
-    called.
+    called, with shards in an order by content.
     """
     homes = index.segments.group_by("gene_id").agg(
         pl.struct("shard", "row_group").alias("places"), pl.col("shard").min()

@@ -11,7 +11,7 @@ import polars as pl
 
 from metabatch.data.batches import Reader, as_text, whole_files
 from metabatch.data.duplicates import SharedPositions
-from metabatch.data.index import GeneIndex, class_column
+from metabatch.data.index import MANY_PLACES, GeneIndex, class_column, empty_shards, genes_in_several_shards
 from metabatch.data.schema import ColumnInfo, is_kmer
 from metabatch.options import DEFAULT_CLASSES
 from metabatch.resources.law import WHOLE_GROUP_ROWS
@@ -22,8 +22,6 @@ Severity = Literal["error", "warning", "note"]
 _NAMED = 6
 # A class in fewer rows or genes can hardly be judged.
 _FEW_ROWS, _FEW_GENES = 20, 5
-# Row groups that hold a gene's rows, on average: every reader of some genes reads many others.
-_MANY_PLACES = 4
 # Relative difference of the sum of a gene's weights and its length.
 _LENGTH_ERROR = 0.01
 # Sites are about 1.6 in 10,000 positions; a table with this share of them has its negatives down-sampled.
@@ -79,18 +77,16 @@ def place_problems(
     row_bytes : a decoded row, all columns.
     """
     found = [
-        Problem(severity="note", what="the shard is empty", where=file.name, next_step="take it out of the folder")
-        for file, groups in zip(files, row_groups, strict=True)
-        if sum(groups) == 0
+        Problem(severity="note", what="the shard is empty", where=name, next_step="take it out of the folder")
+        for name in empty_shards(files, row_groups)
     ]
-    homes = index.segments.group_by("gene_id").agg(pl.col("shard").unique().sort(), rows=pl.col("rows").sum())
-    several = homes.filter(pl.col("shard").list.len() > 1).sort("gene_id")
+    several = genes_in_several_shards(index.segments)
     if several.height:
-        gene, shards, _ = several.row(0)
+        gene, shards = several.row(0)
         found.append(
             Problem(
                 severity="warning", what=f"{several.height:,} gene(s) lie in more than one shard",
-                where=f"e.g. {gene} in {', '.join(files[s].name for s in shards[:_NAMED])}",
+                where=f"e.g. {gene} in {named(sorted(files[s].name for s in shards))}",
                 next_step="their rows are read together; shards of whole genes are read faster, and copied safely",
             )
         )  # fmt: skip
@@ -99,7 +95,7 @@ def place_problems(
     )
     apart = places.filter(pl.col("last") - pl.col("first") + 1 > pl.col("groups")).sort("gene_id", "shard")
     mean = index.segments.height / index.genes.height
-    if apart.height or mean > _MANY_PLACES:
+    if apart.height or mean > MANY_PLACES:
         where = f"the rows of a gene lie in {mean:.1f} row groups on average"
         if apart.height:
             gene, shard, first, last, _ = apart.row(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 
 from metabatch.analysis.leakage import LEAST_ROWS, Screen, leakage_table
-from metabatch.analysis.sampling import quotas
+from metabatch.analysis.sampling import evenly, quotas
 from metabatch.data.batches import Reader, RowCount, as_text, as_values
 from metabatch.data.index import class_column, pieces_for
 from metabatch.data.partition import seeded_rank
@@ -35,21 +35,24 @@ class Screened:
     """What the screen found, and the candidates and excluded columns after it.
 
     table : leakage.parquet (see `metabatch.analysis.leakage.leakage_table`); None where nobody asked.
+    infinite : column -> infinite values (or beyond float32) in the rows looked at, where there are any.
     """
 
     table: pl.DataFrame | None
     candidates: list[Candidate]
     excluded: list[ExcludedColumn]
     warnings: list[str]
+    infinite: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
 class _Drawn:
-    """Rows as they are read: class and gene of each, and every column in parts (one a table read)."""
+    """Rows as they are read: class and gene of each, every column in parts (one a table read), infinite values."""
 
     label: list[np.ndarray] = field(default_factory=list)
     gene: list[np.ndarray] = field(default_factory=list)
     columns: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    infinite: dict[str, int] = field(default_factory=dict)
 
     def column(self, name: str) -> np.ndarray:
         return np.concatenate(self.columns[name])
@@ -93,7 +96,7 @@ def screen_leaks(
         for name, count in zip(columns.classes, np.bincount(label, minlength=len(columns.classes)), strict=True)
         if count < LEAST_ROWS
     ]
-    return _decide(table, candidates, excluded, warnings, options)
+    return replace(_decide(table, candidates, excluded, warnings, options), infinite=drawn.infinite)
 
 
 def draw_genes(training: pl.DataFrame, classes: int, seed: int) -> pl.DataFrame:
@@ -130,15 +133,17 @@ def _read(
         kept = np.ones(len(label), dtype=bool)
         for k in np.flatnonzero(quota < have):
             mine = np.flatnonzero(label == k)
-            place = seen[k] + np.arange(len(mine))
-            kept[mine] = (place + 1) * quota[k] // have[k] > place * quota[k] // have[k]
+            kept[mine] = evenly(int(seen[k]), len(mine), int(quota[k]), int(have[k]))
             seen[k] += len(mine)
         part = table if kept.all() else table.filter(pa.array(kept))
         drawn.label.append(label[kept])
         drawn.gene.append(_codes(part.column(columns.group), names))
         for name in wanted:
             if name in part.column_names:
-                drawn.columns[name].append(_values(part.column(name)))
+                values, infinite = _values(part.column(name))
+                drawn.columns[name].append(values)
+                if infinite:
+                    drawn.infinite[name] = drawn.infinite.get(name, 0) + infinite
             else:
                 blank = np.uint8(0) if name in kmers else np.float32("nan")
                 drawn.columns[name].append(np.broadcast_to(blank, part.num_rows))
@@ -153,12 +158,14 @@ def _codes(column: pa.ChunkedArray, names: Sequence[str]) -> np.ndarray:
     return text.replace_strict(list(names), list(range(len(names))), return_dtype=pl.UInt32).to_numpy()
 
 
-def _values(column: pa.ChunkedArray) -> np.ndarray:
-    """A copy of the numbers, 32 bits at most; NaN where missing, and where infinite (the feature scan refuses)."""
+def _values(column: pa.ChunkedArray) -> tuple[np.ndarray, int]:
+    """A copy of the numbers, 32 bits at most, NaN where missing or infinite (`plan` refuses those); how many are."""
     values = as_values(column)
-    if values.dtype.kind == "f":
-        values[np.isinf(values)] = np.nan
-    return values
+    if values.dtype.kind != "f":
+        return values, 0
+    infinite = np.isinf(values)
+    values[infinite] = np.nan
+    return values, int(infinite.sum())
 
 
 def _excused(row: dict[str, Any], columns: Columns, options: Options) -> dict[str, Any]:
@@ -173,12 +180,17 @@ def _excused(row: dict[str, Any], columns: Columns, options: Options) -> dict[st
     return row
 
 
+def flagged(table: pl.DataFrame) -> dict[str, str]:
+    """Feature -> class and reason of each that may give the label away, in the order of leakage.parquet."""
+    said = pl.format("{}: {}", "class", "reason").str.join("; ")
+    return dict(table.filter("flagged").group_by("feature", maintain_order=True).agg(said).iter_rows())
+
+
 def _decide(
     table: pl.DataFrame, candidates: Sequence[Candidate], excluded: Sequence[ExcludedColumn], warnings: list[str],
     options: Options,
 ) -> Screened:  # fmt: skip
-    said = pl.format("{}: {}", "class", "reason").str.join("; ")
-    leaks = dict(table.filter("flagged").group_by("feature", maintain_order=True).agg(said).iter_rows())
+    leaks = flagged(table)
     if not leaks:
         return Screened(table, list(candidates), list(excluded), warnings)
     named = ", ".join(list(leaks)[:_NAMED]) + (", …" if len(leaks) > _NAMED else "")

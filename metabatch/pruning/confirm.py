@@ -81,7 +81,7 @@ def look_at_all_rows(table: Table, names: Mapping[str, float], stop: StopFlag) -
                     for block in blocks(cells, (c.name for c in wanted), rows):
                         for part in Reader([], block, block[0]).read(parquet, Piece(file, group, None)):
                             for name in block:
-                                seen[name].look(finite(as_values(part.column(name)), name, file.name))
+                                seen[name].look(finite(as_values(part.column(name)), name, file.name, table.protected))
                             del part  # before the next one is decoded
                     progress.advance(rows)
     return seen

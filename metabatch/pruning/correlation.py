@@ -45,7 +45,7 @@ class Block:
 def standardised(columns: Sequence[np.ndarray], kind: Kind) -> Block:
     """Columns of n numbers (or their ranks) less their mean, by their standard deviation; of a constant one zeros."""
     z = np.zeros((len(columns[0]), len(columns)), np.float32)
-    there = np.ones(z.shape, np.float32)
+    there: np.ndarray | None = None
     for number, column in enumerate(columns):
         gone = np.isnan(column)
         values = column[~gone].astype(np.float64)
@@ -53,8 +53,10 @@ def standardised(columns: Sequence[np.ndarray], kind: Kind) -> Block:
             values = rankdata(values)
         if len(values) and (spread := values.std()) > 0:
             z[~gone, number] = (values - values.mean()) / spread
-        there[gone, number] = 0
-    return Block(z, None if there.all() else there)
+        if gone.any():
+            there = np.ones(z.shape, np.float32) if there is None else there
+            there[gone, number] = 0
+    return Block(z, there)
 
 
 def correlate(a: Block, b: Block) -> tuple[np.ndarray, np.ndarray]:
@@ -149,9 +151,9 @@ def redundant(
     """
     kinds: tuple[Kind, ...] = ("pearson", "spearman") if correlation == "either" else (correlation,)
     search = _Search(values, kinds, above, most_differing, protected)
-    if not names or above >= 1:
+    if not names:
         return []
-    size = int(np.clip(_BLOCK_BYTES // (4 * max(1, len(values[names[0]]))), 16, _BLOCK_COLUMNS))
+    size = int(np.clip(_BLOCK_BYTES // (4 * max(1, len(values[names[0]]))), 1, _BLOCK_COLUMNS))
     # With one thread a product does not depend on how many there are.
     with threadpool_limits(1, "blas"), Progress("correlation", len(names), "features") as progress:
         for part in _cut(names, size):

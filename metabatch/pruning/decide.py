@@ -18,6 +18,10 @@ from metabatch.pruning.request import PruneRequest
 from metabatch.pruning.sample import Sample, draw_sample
 from metabatch.resources.signals import StopFlag
 
+# A feature is looked at in all rows for being near-constant when its share in the sample is so much lower at most: as
+# many times the rows without the value, and one in a hundred rows where that is more (they may lie in few genes).
+_TIMES, _SLACK = 1.5, 0.01
+
 
 @dataclass(frozen=True)
 class _Preference:
@@ -48,7 +52,7 @@ def decide(table: Table, request: PruneRequest, seed: int, stop: StopFlag) -> Pr
     Raises
     ------
     InputError
-        Bad data, or nothing would be left but what is protected.
+        Bad data, or no feature would be left.
     """
     sample = draw_sample(table, request, seed, stop)
     prefer = _Preference(
@@ -57,7 +61,8 @@ def decide(table: Table, request: PruneRequest, seed: int, stop: StopFlag) -> Pr
         place={name: number for number, name in enumerate(table.order)},
     )
     frequent = {name: most_frequent(column) for name, column in sample.values.items()}
-    constant = {n: value for n, (value, share) in frequent.items() if share >= request.near_constant}
+    suspected = suspect_share(request.near_constant)
+    constant = {n: value for n, (value, share) in frequent.items() if share >= suspected}
     equal = {n: frequent[n][0] for names in equal_in_sample(sample.values) for n in names}
     seen = look_at_all_rows(table, constant | equal, stop)
     pruned = [_excluded(name) for name in table.excluded]
@@ -71,9 +76,11 @@ def decide(table: Table, request: PruneRequest, seed: int, stop: StopFlag) -> Pr
     share = {n: frequent[n][1] for n in left}
     correlated, not_correlated = _correlated(share, sample, prefer, request, stop)
     pruned += correlated
-    beyond = [n for n in not_correlated if share[n] < 1]
     notes = list(sample.notes)
-    if beyond:
+    if all(n in prefer.protected for n in left if n not in {p.feature for p in correlated}):
+        notes.append("no feature is left but those that stay whatever they hold: " + ", ".join(prefer.protected))
+    beyond = [n for n in not_correlated if share[n] < 1]
+    if beyond and request.max_correlation < 1:
         notes.append(
             f"{len(beyond):,} of {len(left):,} features did not enter the correlation (--max-corr-cols "
             f"{request.max_corr_cols:,}): those that vary least; they are kept, and may be correlated with others"
@@ -91,6 +98,12 @@ def decide(table: Table, request: PruneRequest, seed: int, stop: StopFlag) -> Pr
         not_correlated=tuple(not_correlated),
         notes=tuple(notes),
     )
+
+
+def suspect_share(near_constant: float) -> float:
+    """The share of the sample with one value from which on a feature is counted in all rows."""
+    rest = 1 - near_constant
+    return near_constant if not rest else 1 - max(_TIMES * rest, rest + _SLACK)
 
 
 def _excluded(name: str) -> Pruned:
@@ -144,6 +157,8 @@ def _correlated(
 
     Of more than `max_corr_cols` those enter that vary most: whose most frequent value has the smallest `share`.
     """
+    if request.max_correlation >= 1:
+        return [], list(share)
     vary = sorted(
         (n for n in share if share[n] < 1), key=lambda n: (n not in prefer.protected, share[n], prefer.place[n])
     )

@@ -48,7 +48,7 @@ class PrunedFeatures(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     inputs : sha256 of each shard pruned. columns, rows : of the data set as it was.
     protected : column -> why it is kept whatever it holds.
     not_correlated : features that the correlation did not look at, which are kept: those that vary least, beyond
-        --max-corr-cols, and those with one value in the sample.
+        --max-corr-cols, and those with one value in the sample; all of them when it is off.
     """
 
     format_version: int = FORMAT_VERSION

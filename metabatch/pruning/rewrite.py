@@ -31,8 +31,8 @@ GROUP_ROWS, GROUP_BYTES, _STEP = 32_768, 128 << 20, 1_024
 
 
 def rewrite(
-    file: Path, target: Path, scratch: Path, dropped: Collection[str], numbers: Collection[str], progress: Progress,
-    stop: StopFlag,
+    file: Path, target: Path, scratch: Path, dropped: Collection[str], numbers: Collection[str],
+    protected: Mapping[str, str], progress: Progress, stop: StopFlag,
 ) -> int:  # fmt: skip
     """Write `file` without the columns `dropped` to `target`; the rows written.
 
@@ -44,6 +44,8 @@ def rewrite(
         An empty folder.
     numbers : collection of str
         Columns that have to be finite.
+    protected : mapping
+        Column -> why it stays.
 
     Raises
     ------
@@ -60,7 +62,7 @@ def rewrite(
                 stop.check()
                 for table in _tables(parquet, Piece(file, group, None), schema, cells, scratch, stop):
                     for name in floats:
-                        finite(as_values(table.column(name)), name, file.name)
+                        finite(as_values(table.column(name)), name, file.name, protected)
                     # Types of a shard are those of its schema; only what a stream says of its batches differs.
                     writer.write_table(table.cast(schema), row_group_size=table.num_rows)
                     rows += table.num_rows

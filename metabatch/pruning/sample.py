@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from metabatch.analysis.sampling import evenly
 from metabatch.data.batches import Piece, Reader, as_text, as_values
 from metabatch.data.index import GeneIndex, build_index, pieces_for
 from metabatch.data.partition import seeded_rank
@@ -28,6 +30,9 @@ from metabatch.resources.signals import StopFlag
 log = logging.getLogger(__name__)
 # Rows without --sample-rows-per-shard (a correlation of 0.98 is then known to 0.0003), and what a sample may take.
 SAMPLE_ROWS, SAMPLE_BYTES = 20_000, 128 << 20
+# More rows would tell correlations no better, and leave room for some columns only in a block of them.
+MOST_ROWS = 500_000
+_NARROW = {"uint8": 1, "int8": 1, "uint16": 2, "int16": 2}
 
 
 @dataclass(frozen=True)
@@ -49,15 +54,14 @@ def draw_sample(table: Table, request: PruneRequest, seed: int, stop: StopFlag) 
     """
     index = build_index(table.files, [s.row_groups for s in table.shards], table.columns)
     shards = sum(s.rows > 0 for s in table.shards)
-    cell = {"uint8": 1, "int8": 1, "uint16": 2, "int16": 2}
-    most = max(1, SAMPLE_BYTES // sum(cell.get(c.dtype, 4) for c in table.features))
+    most = max(1, min(MOST_ROWS, SAMPLE_BYTES // row_bytes(table.files, table.features)))
     asked = request.sample_rows_per_shard
     per_shard = max(1, min(-(-SAMPLE_ROWS // shards) if asked is None else asked, most // shards))
     notes = []
     if asked is not None and per_shard < asked:
         notes.append(
             f"--sample-rows-per-shard {asked:,} of {shards} shard(s) with {len(table.features):,} features are "
-            f"more than {SAMPLE_BYTES >> 20} MB: {per_shard:,} were taken"
+            f"more than {MOST_ROWS:,} rows or {SAMPLE_BYTES >> 20} MB: {per_shard:,} were taken"
         )
     genes = draw_genes(index, per_shard, seed)
     together = int(genes["rows"].sum())
@@ -66,6 +70,26 @@ def draw_sample(table: Table, request: PruneRequest, seed: int, stop: StopFlag) 
     log.info("sample: %s rows of %d genes in %d shard(s)", f"{rows:,}", genes.height, shards)
     pieces = pieces_for(index.segments, genes["gene_id"].to_list(), table.files)
     return Sample(_read(table, pieces, drawn, stop), drawn, tuple(notes))
+
+
+def row_bytes(files: Sequence[Path], features: Sequence[Candidate]) -> int:
+    """What a row of the sample takes. Integers become float32 with the first gap: by the footers where none can be."""
+    narrow = {c.name: c.dtype for c in features if c.dtype in _NARROW and (c.group == "kmer" or not c.absent_from)}
+    wide = 4 * (len(features) - len(narrow))
+    for file in files:
+        with open_parquet(file) as parquet:
+            meta, schema = parquet.metadata, parquet.schema_arrow
+            places = {meta.schema.column(n).path: n for n in range(meta.num_columns)}
+            for name in [n for n in narrow if n in places]:
+                chunks = (meta.row_group(g).column(places[name]) for g in range(meta.num_row_groups))
+                if pa.types.is_null(schema.field(name).type) or any(_may_have_gaps(c) for c in chunks):
+                    del narrow[name]
+                    wide += 4
+    return wide + sum(_NARROW[kind] for kind in narrow.values())
+
+
+def _may_have_gaps(chunk: pq.ColumnChunkMetaData) -> bool:
+    return not chunk.is_stats_set or not chunk.statistics.has_null_count or chunk.statistics.null_count > 0
 
 
 def draw_genes(index: GeneIndex, per_shard: int, seed: int) -> pl.DataFrame:
@@ -90,10 +114,7 @@ def _read(table: Table, pieces: list[Piece], drawn: Sampled, stop: StopFlag) -> 
                     stop.check()
                     mine = np.concatenate(list(_wanted(parquet, piece, table.columns.group)))
                     # Of more rows than are held evenly chosen ones.
-                    place = seen + np.arange(len(mine))
-                    chosen = mine[
-                        (place + 1) * drawn.rows // drawn.rows_of_genes > place * drawn.rows // drawn.rows_of_genes
-                    ]
+                    chosen = mine[evenly(seen, len(mine), drawn.rows, drawn.rows_of_genes)]
                     seen += len(mine)
                     _fill(sample, table, parquet, piece, cells, chosen, filled, stop)
                     filled += len(chosen)
@@ -130,7 +151,8 @@ def _fill(
             here = rows[(rows >= first) & (rows < first + part.num_rows)] - first
             picked = part.take(pa.array(here))
             for name in block:
-                _put(sample, name, finite(as_values(picked.column(name)), name, piece.file.name), start + at)
+                values = finite(as_values(picked.column(name)), name, piece.file.name, table.protected)
+                _put(sample, name, values, start + at)
             first, at = first + part.num_rows, at + len(here)
             del part, picked  # before the next one is decoded
 
@@ -146,8 +168,8 @@ def absent(candidate: Candidate, rows: int) -> np.ndarray:
     return np.zeros(rows, np.uint8) if candidate.group == "kmer" else np.full(rows, np.nan, np.float32)
 
 
-def finite(values: np.ndarray, name: str, file: str) -> np.ndarray:
-    """`values`, of column `name` of a file.
+def finite(values: np.ndarray, name: str, file: str, protected: Mapping[str, str]) -> np.ndarray:
+    """`values`, of column `name` of a file. protected : column -> why it stays.
 
     Raises
     ------
@@ -159,6 +181,11 @@ def finite(values: np.ndarray, name: str, file: str) -> np.ndarray:
             f"column {name} holds infinite values (or numbers beyond float32)",
             expected="finite numbers, or null / NaN for missing",
             where=file,
-            next_step=f"replace them in the data set, or --exclude-features {name} to drop it",
+            next_step="replace them in the data set"
+            + (
+                f" ({name} stays: {protected[name]})"
+                if name in protected
+                else f", or --exclude-features {name} to drop it"
+            ),
         )
     return values

@@ -53,6 +53,16 @@ def test_no_data_set(tmp_path: Path, run: Path) -> None:
     plan_refused(tmp_path / "empty", run, "no *.parquet file")
 
 
+def test_a_run_directory_that_is_a_file(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for words in ((), ("--force",)):
+        outcome = start("plan", *FAST, *words, data, tmp_path / "file")
+        assert outcome.code == 3, outcome.err
+        assert "file is a file" in outcome.err
+        assert "Traceback" not in outcome.err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_a_truncated_shard_is_named(data: Path, run: Path) -> None:
     file = data / "part-1.parquet"
     file.write_bytes(file.read_bytes()[:-200])

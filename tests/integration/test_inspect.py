@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import DEMO, start, succeed
+from metabatch.options import Options
+from metabatch.planning import leaks, screening
+from metabatch.planning.inspect import inspect_dataset
+from tests.conftest import DEMO, NO_ANALYSES, start, succeed
 
 COLUMNS = (
     "gene_id", "locus_id", "chrom", "strand", "position", "splice_type", "donor_score", "acceptor_score",
@@ -117,19 +122,70 @@ def test_people_read_them_last_with_what_to_do(bad: Path) -> None:
     assert "weighted: neither" in out
 
 
-def test_without_a_look_at_features_none_is_read(bad: Path) -> None:
-    found = inspected(bad, "--no-leakage")
+def without_pages_of(data: Path, folder: Path, column: str) -> Path:
+    """A copy whose pages of `column` are overwritten."""
+    copy = Path(shutil.copytree(data, folder))
+    for file in copy.glob("*.parquet"):
+        meta = pq.read_metadata(file)
+        raw = bytearray(file.read_bytes())
+        number = meta.schema.to_arrow_schema().names.index(column)
+        for group in range(meta.num_row_groups):
+            chunk = meta.row_group(group).column(number)
+            start = chunk.dictionary_page_offset or chunk.data_page_offset
+            raw[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+        file.write_bytes(raw)
+    return copy
+
+
+def test_without_a_look_at_features_none_is_read(bad: Path, tmp_path: Path) -> None:
+    damaged = without_pages_of(bad, tmp_path / "data", "honest")
+    found = inspected(damaged, "--no-leakage")
     assert found["leaks"] is None
     assert not any("give the label away" in p["what"] for p in found["problems"])
     assert len(problems(found, "error")) == 1
+    assert any("the weights do not add up to gene_length" in w for w in problems(found, "warning"))
+    outcome = start("inspect-dataset", "--quiet", damaged)
+    assert outcome.code == 3
+    assert "is damaged" in outcome.err
 
 
-def test_names_and_order_of_the_files_change_nothing(bad: Path, tmp_path: Path) -> None:
-    renamed = {"positions-00000.parquet": "z.parquet", "positions-00003.parquet": "a.parquet"}
+def test_names_and_order_of_the_files_change_nothing(
+    bad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With bounds so low that not all genes are read, and not all of their rows kept."""
+    monkeypatch.setattr(screening, "MOST_ROWS", 1_000)
+    monkeypatch.setattr(screening, "ENOUGH_GENES", 6)
+    monkeypatch.setattr(leaks, "MOST_DECODED", 200_000)
+    renamed = {f"positions-0000{i}.parquet": f"{'zyxwa'[i]}.parquet" for i in range(5)}
     (tmp_path / "data").mkdir()
     for file in bad.glob("*.parquet"):
-        (tmp_path / "data" / renamed.get(file.name, file.name)).write_bytes(file.read_bytes())
-    assert inspected(tmp_path / "data")["leaks"] == inspected(bad)["leaks"]
+        (tmp_path / "data" / renamed[file.name]).write_bytes(file.read_bytes())
+    one, other = (inspect_dataset(str(place), Options()) for place in (bad, tmp_path / "data"))
+    assert one.leaks is not None
+    assert other.leaks == one.leaks
+    assert one.leaks.genes < one.genes
+    assert one.leaks.flagged
+    said = [[(p.severity, p.what) for p in found.problems] for found in (one, other)]
+    assert sorted(said[0]) == sorted(said[1])
+    assert other.weighted_prevalence == one.weighted_prevalence
+
+
+def test_infinite_values_in_the_sample_are_an_error(tmp_path: Path) -> None:
+    shards = shards_of()
+    name = list(shards)[2]
+    rows = pl.int_range(pl.len())
+    shards[name] = shards[name].with_columns(
+        gc_content=pl.when(rows % 100 == 3).then(float("-inf")).otherwise("gc_content")
+    )
+    count = int(shards[name]["gc_content"].is_infinite().sum())
+    data = write(tmp_path / "data", shards)
+    found = inspected(data)
+    assert problems(found, "error") == [
+        f"column gc_content holds {count} infinite value(s), or numbers beyond float32 | "
+        "the sample of the leakage screen"
+    ]
+    assert start("plan", *NO_ANALYSES, data, tmp_path / "run").code == 3  # as the problem says
+    assert problems(inspected(data, "--exclude-features", "gc_content"), "error") == []
 
 
 def test_large_row_groups_and_spread_genes_are_told_with_what_they_cost(tmp_path: Path) -> None:

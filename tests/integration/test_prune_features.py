@@ -19,8 +19,13 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
+from metabatch.data.index import build_index
+from metabatch.data.roles import resolve_columns
+from metabatch.data.schema import union_schema
+from metabatch.options import Options
+from metabatch.pruning.sample import draw_genes
 from metabatch.rundir.lock import hold_folder
-from tests.conftest import DEMO, NO_ANALYSES, Outcome, at_work, start, succeed
+from tests.conftest import DEMO, NO_ANALYSES, Outcome, at_work, plan_of, small_table, start, succeed
 
 CONTEXT = (
     "gene_id", "gene_name", "locus_id", "chrom", "strand", "position", "splice_type", "donor_score", "acceptor_score",
@@ -134,11 +139,18 @@ def test_names_and_limits_decide(data: Path, tmp_path: Path) -> None:
     listed = tmp_path / "keep.txt"
     listed.write_text("# mine\nlog_gc\nalways_3\n")
     words = ("--keep", listed, "--exclude-features", "own", "--max-correlation", "1", "--near-constant", "1")
-    succeed("prune-features", "--quiet", *words, data, tmp_path / "out")
+    said = succeed("prune-features", "--quiet", *words, data, tmp_path / "out").out
+    assert "correlation was not looked at" in said
+    assert "did not enter" not in said
     gone = reasons(tmp_path / "out")
     assert {n: p["reason"] for n, p in gone.items()} == {
         "own": "excluded", "never": "constant", "untyped": "constant", "same_gc": "duplicate", "same_kmer": "duplicate",
     }  # fmt: skip
+    # Nothing was compared.
+    left = set(pl.read_parquet_schema(tmp_path / "out/positions-00000.parquet")) - set(CONTEXT)
+    assert left | {"gc_content", "donor_score", "3mer_ACG"} <= set(
+        json.loads((tmp_path / "out/pruned_features.json").read_text())["not_correlated"]
+    )
     succeed("prune-features", "--quiet", "--keep", "log_gc", "--max-corr-cols", "6", "--correlation", "spearman", data,
             tmp_path / "few")  # fmt: skip
     record = json.loads((tmp_path / "few/pruned_features.json").read_text())
@@ -224,6 +236,26 @@ def test_what_is_pruned_stays_and_other_options_need_force(data: Path, out: Path
     assert [p.name for p in copy.iterdir() if p.name.startswith(".")] == []
 
 
+def test_the_order_of_names_and_the_version_are_no_other_options(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("prune-features", "--quiet", "--sample-rows-per-shard", "100")
+    succeed(*words, "--keep", "own,log_gc", "--exclude-features", "once,seldom", data, out)
+    same = (*words, "--keep", "log_gc,own", "--exclude-features", "seldom,once", data, out)
+    said = succeed(*same).out
+    assert "already pruned" in said
+    assert "made by metabatch" not in said
+    record = json.loads((out / "pruned_features.json").read_text())
+    raw = json.dumps(record | {"metabatch_version": "0.0.1"}).encode()
+    (out / "pruned_features.json").write_bytes(raw)
+    done = json.loads((out / "done.json").read_text())
+    done["metabatch_version"] = "0.0.1"
+    done["files"]["pruned_features.json"] = {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+    (out / "done.json").write_text(json.dumps(done))
+    said = succeed(*same).out
+    assert "already pruned" in said
+    assert "made by metabatch 0.0.1" in said
+
+
 def refused(code: int, out: Path, *words: str, command: tuple[str | Path, ...]) -> Outcome:
     """`prune-features` ends with `code`, says `words`, and leaves nothing of its own."""
     there = sorted(out.iterdir()) if out.exists() else None
@@ -248,8 +280,11 @@ def test_bad_data_is_refused_in_one_message(data: Path, tmp_path: Path) -> None:
     last = pl.int_range(pl.len()) == pl.len() - 1
     infinite = pl.when(last).then(pl.lit(float("inf"))).otherwise("own").alias("own")
     words = ("--sample-rows-per-shard", "100")
-    refused(3, out, "column own holds infinite", "positions-00001", "--exclude-features own",
-            command=(*words, changed(data, tmp_path / "inf", infinite)))  # fmt: skip
+    mad = changed(data, tmp_path / "inf", infinite)
+    refused(3, out, "column own holds infinite", "positions-00001", "--exclude-features own", command=(*words, mad))
+    # What stays cannot be excluded.
+    told = refused(3, out, "column own holds infinite", "own stays: named by --keep", command=("--keep", "own", mad))
+    assert "--exclude-features" not in told.err
     text = changed(data, tmp_path / "text", pl.lit("x").alias("tissue"))
     refused(3, out, "column tissue holds", "--exclude-features tissue", command=(text,))
     mixed = changed(data, tmp_path / "mixed", pl.col("own").cast(pl.String))
@@ -261,6 +296,43 @@ def test_bad_data_is_refused_in_one_message(data: Path, tmp_path: Path) -> None:
     refused(3, out, "does not exist", command=(tmp_path / "nowhere",))
     twice = changed(data, tmp_path / "twice", pl.lit(1).alias("position"))
     refused(3, out, "duplicate row(s)", command=(twice,))
+
+
+def test_a_column_that_goes_may_be_infinite_outside_the_sample(data: Path, tmp_path: Path) -> None:
+    last = pl.int_range(pl.len()) == pl.len() - 1
+    infinite = pl.when(last).then(pl.lit(float("inf"))).otherwise("noisy_gc").alias("noisy_gc")
+    out = tmp_path / "out"
+    succeed("prune-features", "--quiet", "--sample-rows-per-shard", "100",
+            changed(data, tmp_path / "data", infinite), out)  # fmt: skip
+    assert reasons(out)["noisy_gc"]["reason"] == "correlated"
+
+
+def test_near_constant_is_what_all_rows_say_not_the_sample(tmp_path: Path) -> None:
+    """A mark in 20 of 24,000 rows, all in one gene; the sample has that gene, and too large a part of them."""
+    folder = tmp_path / "data"
+    frame = small_table(genes=240, rows=100)
+    frame.with_columns(pl.lit(0.0).alias("mark")).write_parquet(tmp_path / "plain.parquet")
+    files = [tmp_path / "plain.parquet"]
+    index = build_index(files, [(frame.height,)], resolve_columns(union_schema(files), Options()))
+    drawn = draw_genes(index, 2_400, Options().seed)["gene_id"]
+    marked = (pl.col("gene_id") == drawn[0]) & (pl.col("position") < 20)
+    folder.mkdir()
+    frame.with_columns(marked.cast(pl.Float32).alias("mark")).write_parquet(folder / "a.parquet")
+    succeed("prune-features", "--quiet", "--sample-rows-per-shard", "2400", "--near-constant", "0.999", folder,
+            tmp_path / "out")  # fmt: skip
+    assert json.loads((tmp_path / "out/pruned_features.json").read_text())["sample"]["rows"] == 2_400
+    gone = reasons(tmp_path / "out")["mark"]
+    assert (gone["reason"], gone["rows"]) == ("near-constant", 24_000)
+    assert gone["value"] == pytest.approx(1 - 20 / 24_000)
+
+
+def test_that_nothing_but_what_always_stays_is_left_is_said(tmp_path: Path) -> None:
+    frame = small_table(genes=12, rows=40).with_columns(
+        signal=pl.lit(1.0), gc_content=pl.col("donor_score") * 2, **{"3mer_AAA": pl.lit(0), "3mer_CGA": pl.lit(3)}
+    )
+    frame.write_parquet(tmp_path / "table.parquet")
+    said = succeed("prune-features", "--quiet", tmp_path / "table.parquet", tmp_path / "out").out
+    assert "note: no feature is left but those that stay whatever they hold: donor_score, acceptor_score" in said
 
 
 def test_an_empty_shard_is_kept_empty(data: Path, tmp_path: Path) -> None:
@@ -297,7 +369,54 @@ def test_a_folder_of_somebody_else_is_not_touched(data: Path, tmp_path: Path) ->
     (tmp_path / "out").mkdir()
     (tmp_path / "out/notes.txt").write_text("mine")
     refused(3, tmp_path / "out", "holds other files", "choose another OUT", command=("--force", data))
-    refused(3, data, "holds other files", command=(data,))
+
+
+def test_the_data_set_is_never_its_own_output(out: Path, tmp_path: Path) -> None:
+    """An earlier output is the one folder that --force replaces: not when it is what is read."""
+    copy = Path(shutil.copytree(out, tmp_path / "place/copy"))
+    before = content(copy)
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "a.parquet").symlink_to(copy / "positions-00000.parquet")
+    (tmp_path / "other").symlink_to(copy)
+    file = copy / "positions-00001.parquet"
+    for data, target in (
+        (copy, copy), (copy, tmp_path / "other"), (copy, copy / "inside"), (copy, tmp_path / "place"), (file, copy),
+        (linked, copy),
+    ):  # fmt: skip
+        outcome = start("prune-features", "--quiet", "--force", data, target)
+        assert outcome.code == 2, (data, target, outcome.err)
+        assert "are not apart" in outcome.err
+        assert content(copy) == before
+        assert not (copy / "inside").exists()
+
+
+@pytest.mark.parametrize("name", ["table.pq", "_x.parquet"])
+def test_a_single_file_is_pruned_to_one_that_a_folder_is_known_by(name: str, tmp_path: Path) -> None:
+    small_table(genes=12, rows=40).write_parquet(tmp_path / name)
+    out = tmp_path / "out"
+    succeed("prune-features", "--quiet", tmp_path / name, out)
+    assert [p.name for p in out.glob("*.parquet")] == ["table.parquet" if name == "table.pq" else "x.parquet"]
+    succeed("plan", "--quiet", "--n-folds", "2", *NO_ANALYSES, out, tmp_path / "run")
+
+
+def test_a_built_data_set_keeps_its_recipe_and_describes_the_new_shards(hg19_windows: Path, tmp_path: Path) -> None:
+    built, out = tmp_path / "built", tmp_path / "out"
+    succeed(
+        "build-dataset", "--quiet", "--workers", "1", "--rows-per-shard", "5000", "--base-scores",
+        hg19_windows / "base_scores.parquet", hg19_windows / "genome.fa.gz", hg19_windows / "annotation.gtf.gz", built,
+    )  # fmt: skip
+    succeed("prune-features", "--quiet", built, out)
+    before, after = (json.loads((folder / "dataset.json").read_text()) for folder in (built, out))
+    assert len(reasons(out)) > 5
+    assert after["pruned"][0]["shards"] == before["shards"]
+    assert set(after["shards"]) == set(before["shards"])
+    for name, said in after["shards"].items():
+        raw = (out / name).read_bytes()
+        assert said == {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+        assert said != before["shards"][name]
+    succeed("plan", "--quiet", "--n-folds", "2", *NO_ANALYSES, out, tmp_path / "run")
+    assert plan_of(tmp_path / "run")["recipe"] == before["recipe"]
 
 
 def test_a_second_process_gives_way(data: Path, tmp_path: Path) -> None:

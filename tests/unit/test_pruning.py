@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,19 +14,26 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import spearmanr
 
+from metabatch.analysis.sampling import evenly
 from metabatch.data.index import GeneIndex
+from metabatch.data.roles import Candidate
 from metabatch.data.shards import cell_bytes
+from metabatch.options import Options
 from metabatch.planning.leaks import reachable
 from metabatch.pruning import columns as pruning_columns
 from metabatch.pruning import correlation as pruning_correlation
 from metabatch.pruning import rewrite as pruning_rewrite
-from metabatch.pruning.columns import BLOCK_BYTES, blocks
+from metabatch.pruning import sample as pruning_sample
+from metabatch.pruning.columns import BLOCK_BYTES, blocks, look_at
 from metabatch.pruning.confirm import Seen, equal_in_sample, most_frequent
-from metabatch.pruning.correlation import correlate, redundant, standardised
+from metabatch.pruning.correlation import Block, correlate, redundant, standardised
+from metabatch.pruning.decide import suspect_share
+from metabatch.pruning.request import PruneRequest
 from metabatch.pruning.rewrite import rewrite
-from metabatch.pruning.sample import draw_genes
+from metabatch.pruning.sample import draw_genes, draw_sample, row_bytes
 from metabatch.resources.progress import Progress
 from metabatch.resources.signals import StopFlag
+from tests.conftest import DEMO
 
 ROWS = 600
 
@@ -83,14 +92,24 @@ def test_what_goes_is_like_something_that_stays_and_nothing_that_stays_is(
     differ = pd.DataFrame(
         correlate(*[standardised(list(columns.values()), "pearson")] * 2)[1], index=names, columns=names
     )
-    found = {}
-    for most in (16, 512):
+    found, blocks_made = {}, list[int]()
+
+    def counted(columns: Sequence[np.ndarray], kind: Any) -> Block:
+        blocks_made.append(len(columns))
+        return standardised(columns, kind)
+
+    monkeypatch.setattr(pruning_correlation, "standardised", counted)
+    for most, size in ((16, 24 << 20), (512, 24 << 20), (512, 4 * ROWS)):  # the last: a column a block
         monkeypatch.setattr(pruning_correlation, "_BLOCK_COLUMNS", most)
-        found[most] = redundant(
+        monkeypatch.setattr(pruning_correlation, "_BLOCK_BYTES", size)
+        blocks_made.clear()
+        found[most, size] = redundant(
             names, columns, correlation=correlation, above=0.9, most_differing=0.05, protected={"x20"}, stop=StopFlag()
         )  # type: ignore[arg-type]
-    assert [(f.feature, f.against, f.kind) for f in found[16]] == [(f.feature, f.against, f.kind) for f in found[512]]
-    gone = {f.feature: f.against for f in found[16]}
+    assert max(blocks_made) == 1
+    said = [[(f.feature, f.against, f.kind) for f in x] for x in found.values()]
+    assert said[0] == said[1] == said[2]
+    gone = {feature: against for feature, against, _ in said[0]}
     kept = [n for n in names if n not in gone]
     assert 10 < len(gone) < 80
     assert "x20" in kept
@@ -162,6 +181,54 @@ def test_genes_are_drawn_from_every_shard_whole_and_whatever_the_shards_are_call
     assert draw_genes(index_of(genes), 100, seed=4)["gene_id"].to_list() != drawn["gene_id"].to_list()
 
 
+def test_a_sample_row_counts_what_gaps_make_of_integers(tmp_path: Path) -> None:
+    rows = 50
+    whole, gaps = np.arange(rows, dtype=np.uint8), pa.array([None, *range(1, rows)], pa.uint8())
+    tables = [
+        {"whole": whole, "gaps": whole, "score": whole.astype(np.float32), "2mer_AA": whole, "note": whole},
+        {"whole": whole, "gaps": gaps, "score": whole.astype(np.float32), "empty": pa.nulls(rows)},
+    ]
+    files = []
+    for number, columns in enumerate(tables):
+        files.append(tmp_path / f"{number}.parquet")
+        pq.write_table(pa.table(columns), files[-1], row_group_size=20)
+    found = [
+        Candidate("whole", "uint8", "context", ()), Candidate("gaps", "uint8", "context", ()),
+        Candidate("score", "float32", "score", ()), Candidate("2mer_AA", "uint8", "kmer", ("1.parquet",)),
+        Candidate("note", "uint8", "context", ("1.parquet",)),
+    ]  # fmt: skip
+    assert row_bytes(files, found) == 1 + 4 + 4 + 1 + 4
+    pq.write_table(pa.table(tables[0]), files[0], write_statistics=False)
+    assert row_bytes(files, found) == 4 + 4 + 4 + 4 + 4
+
+
+def test_a_sample_has_at_most_so_many_rows_whatever_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = look_at(str(DEMO), Options(), ())
+    for name, rows in (("MOST_ROWS", 1_000), ("SAMPLE_BYTES", 1_000 * row_bytes(table.files, table.features))):
+        with monkeypatch.context() as patch:
+            patch.setattr(pruning_sample, name, rows)
+            drawn = draw_sample(table, PruneRequest(sample_rows_per_shard=10**9), 42, StopFlag())
+        assert drawn.drawn.rows == 1_000
+        assert {len(column) for column in drawn.values.values()} == {1_000}
+        assert sum(column.nbytes for column in drawn.values.values()) <= 1_000 * row_bytes(table.files, table.features)
+        assert "250 were taken" in drawn.notes[0]
+
+
+def test_of_rows_that_come_in_parts_evenly_spread_ones_are_kept() -> None:
+    for sizes in ((100,), (1, 60, 39), (50, 0, 50)):
+        begins = np.cumsum([0, *sizes[:-1]]).tolist()
+        kept = np.concatenate([evenly(first, n, 7, 100) for first, n in zip(begins, sizes, strict=True)])
+        assert kept.sum() == 7
+        assert set(np.diff(np.flatnonzero(kept))) <= {14, 15}
+    assert evenly(0, 5, 5, 5).all()
+
+
+def test_what_may_be_near_constant_is_suspected_below_the_share_asked_for() -> None:
+    assert suspect_share(1) == 1
+    for share in (0.9999, 0.99, 0.95, 0.6, 0.5):
+        assert 0 < suspect_share(share) <= share - 0.01
+
+
 def test_a_look_for_leaks_reads_a_bounded_number_of_rows_from_all_shards() -> None:
     genes = {f"G{i:03d}": [(i % 4, i // 8)] for i in range(80)}
     groups = [[80] * 10 for _ in range(4)]
@@ -211,7 +278,7 @@ def test_a_row_group_by_way_of_the_disk_is_the_same(rows: int, tmp_path: Path, m
     scratch.mkdir()
     with Progress("test", rows, "rows") as progress:
         written = rewrite(
-            tmp_path / "in.parquet", tmp_path / "out.parquet", scratch, {"gone"}, set(), progress, StopFlag()
+            tmp_path / "in.parquet", tmp_path / "out.parquet", scratch, {"gone"}, set(), {}, progress, StopFlag()
         )
     assert written == rows
     assert not list(scratch.iterdir())
