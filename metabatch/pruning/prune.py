@@ -28,7 +28,7 @@ from metabatch.rundir.lock import hold_folder
 from metabatch.rundir.manifests import Done, FileRecord, load, to_json
 from metabatch.rundir.markers import check_stage, finish_stage, is_marked
 from metabatch.rundir.publish import attempt_folder, named, sha256_file
-from metabatch.rundir.recipe import DATASET_FILE, MANIFEST_FILE
+from metabatch.rundir.recipe import DATASET_FILE, MANIFEST_FILE, read_built
 from metabatch.rundir.store import PartRecord, Store, earlier_output, no_empty_folder, tidy_parts
 
 log = logging.getLogger(__name__)
@@ -198,10 +198,12 @@ def _make_shards(
 
 
 def _side_files(data: Path, shards: Sequence[str]) -> list[Path]:
-    if not data.is_dir():
+    """Of a folder, or of a single file that is a shard by the description beside it."""
+    folder = data if data.is_dir() else data.parent
+    if folder != data and not read_built(data).shards:
         return []
-    found = sorted(p for p in data.glob(_MANIFESTS) if p.is_file() and p.name not in shards)
-    return found + [p for p in [data / DATASET_FILE] if p.is_file()]
+    found = sorted(p for p in folder.glob(_MANIFESTS) if p.is_file() and p.name not in shards)
+    return found + [p for p in [folder / DATASET_FILE] if p.is_file()]
 
 
 def _make_sides(

@@ -417,6 +417,14 @@ def test_a_built_data_set_keeps_its_recipe_and_describes_the_new_shards(hg19_win
         assert said != before["shards"][name]
     succeed("plan", "--quiet", "--n-folds", "2", *NO_ANALYSES, out, tmp_path / "run")
     assert plan_of(tmp_path / "run")["recipe"] == before["recipe"]
+    # A shard alone is known by the description beside it, and by no other.
+    shard, stranger = built / "positions-00000.parquet", built / "stranger.parquet"
+    succeed("prune-features", "--quiet", shard, tmp_path / "one")
+    assert set(json.loads((tmp_path / "one/dataset.json").read_text())["shards"]) == {shard.name}
+    assert (tmp_path / "one/gene_manifest.csv").is_file()
+    shutil.copy(shard, stranger)
+    succeed("prune-features", "--quiet", stranger, tmp_path / "other")
+    assert not (tmp_path / "other/dataset.json").exists()
 
 
 def test_a_second_process_gives_way(data: Path, tmp_path: Path) -> None:
