@@ -9,9 +9,10 @@ features of training and of prediction are made from them.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -23,6 +24,9 @@ from metabatch.errors import InputError, UsageError
 from metabatch.rundir.publish import sha256_file
 
 log = logging.getLogger(__name__)
+# What runs the networks: their scores may depend on it.
+_PACKAGES = {"openspliceai": ("openspliceai", "torch"), "spliceai": ("spliceai", "keras", "torch")}
+
 type Kind = Literal["table", "bigwig", "pwm", "openspliceai", "spliceai"]
 # A row a position of the window, a column a nucleotide: A, C, G, T.
 type Matrix = tuple[tuple[float, float, float, float], ...]
@@ -244,5 +248,10 @@ def not_installed(what: str, extra: str, error: ImportError) -> UsageError:
     )
 
 
-def versions_of(*packages: str) -> dict[str, str]:
-    return {name: version(name) for name in packages}
+def versions_of(kind: str) -> dict[str, str]:
+    """Of the packages that run a network of this kind; without those that are not installed."""
+    found = {}
+    for name in _PACKAGES.get(kind, ()):
+        with contextlib.suppress(PackageNotFoundError):  # said where it is opened
+            found[name] = version(name)
+    return found

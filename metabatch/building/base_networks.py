@@ -71,7 +71,7 @@ class OpenSpliceAI:
 
     def describe(self) -> BaseDescription:
         """With the weights' sha256."""
-        versions = versions_of("openspliceai", "torch")
+        versions = versions_of("openspliceai")
         return BaseDescription(kind="openspliceai", sources=self._known or (source_of(self.path),), versions=versions)
 
     def scores(self, gene: Gene, codes: np.ndarray) -> np.ndarray:
@@ -110,7 +110,7 @@ class SpliceAI:
     def describe(self) -> BaseDescription:
         """With the sha256 of each model."""
         sources = tuple(source_of(file) for file in self._files)
-        return BaseDescription(kind="spliceai", sources=sources, versions=versions_of("spliceai", "keras"))
+        return BaseDescription(kind="spliceai", sources=sources, versions=versions_of("spliceai"))
 
     def scores(self, gene: Gene, codes: np.ndarray) -> np.ndarray:
         """As `BaseModel.scores`."""

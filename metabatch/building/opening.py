@@ -8,7 +8,16 @@ from pathlib import Path
 
 import msgspec
 
-from metabatch.building.base import BaseDescription, BaseModel, Kind, ScoreColumns, Source, open_base, source_of
+from metabatch.building.base import (
+    BaseDescription,
+    BaseModel,
+    Kind,
+    ScoreColumns,
+    Source,
+    open_base,
+    source_of,
+    versions_of,
+)
 from metabatch.building.genes import Gene
 from metabatch.building.genome import Genome
 from metabatch.building.pwm import fit_pwm
@@ -34,8 +43,9 @@ class BaseAsked:
         return [source_of(file) for file in files_of(self.paths)]
 
     def text(self) -> str:
-        """What it is besides its files."""
-        return f"{self.kind} {msgspec.json.encode(self.columns).decode()}"
+        """What it is besides its files: kind, columns, and the packages that run it."""
+        versions = " ".join(f"{name} {v}" for name, v in versions_of(self.kind).items())
+        return f"{self.kind} {msgspec.json.encode(self.columns).decode()} {versions}"
 
 
 def files_of(paths: Sequence[Path]) -> list[Path]:
