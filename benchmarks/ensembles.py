@@ -85,8 +85,8 @@ def _table(data: Path, runs: Path) -> Iterator[str]:
         )  # fmt: skip
         _finish(runs / name)
     _command(
-        "distill", "--analyses", "none", "--n-estimators", str(TREES), "--n-folds", "2", "--early-stopping-patience",
-        "20", runs / TEACHER, runs / STUDENT,
+        "distill", "--analyses", "none", "--n-folds", "2", "--early-stopping-patience", "20", runs / TEACHER,
+        runs / STUDENT,
     )  # fmt: skip
     others = ",".join(str(runs / name) for name in ("external", *_MEMBERS, STUDENT))
     _command("evaluate", "--against", others, runs / "single")

@@ -23,7 +23,8 @@ Usage:
 TEACHER is a run directory after `consolidate`; RUN is a new folder, an ordinary run directory afterwards. Every gene is
 taught by members of the ensemble that did not train on it, or by its out-of-fold scores. Data set, columns, holdout
 genes and left-out features are the teacher's, and so are seed, missing-value policy and training options that are not
-given. The number of trees of each class is the smallest that costs at most 0.002 AP on a held-out fold.
+given, but that of many members the student may have as many trees as leave it five times as fast as all of them. The
+number of trees of each class is the smallest that costs at most 0.002 AP on a held-out fold.
 
 Options:
   --label-share X         Part of the true label in what the student learns from, 0 to 1; the rest is the ensemble's
@@ -65,7 +66,7 @@ def action(arguments: Arguments) -> Text:
         opened.record, opened.plan, opened.genes, opened.features,
         partial(write_soft_labels, opened, threads=asked.threads),
     )  # fmt: skip
-    options = student_options(opened.plan.options, asked, given)
+    options = student_options(opened.plan.options, opened.record.members, asked, given)
     result = make_plan(
         Path(opened.plan.dataset.path), RunDir(Path(run)), options, given, force=arguments["--force"], student=student
     )

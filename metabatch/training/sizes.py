@@ -25,11 +25,16 @@ def sizes_to_try(limit: int) -> list[int]:
 class SizeTable:
     """Weighted AP of the held-out rows at some numbers of trees; float32, as checkpoints keep it.
 
+    It is that of the rarer side: a class that most rows are of (neither) has an AP of nearly 1 with any number of
+    trees, while the other classes' probabilities are divided by a sum that it is part of.
+
     positive, weight : of the held-out rows.
     """
 
     def __init__(self, tried: Sequence[int], positive: np.ndarray, weight: np.ndarray) -> None:
-        self._tried, self._positive, self._weight = frozenset(tried), positive, weight
+        common = weight[positive].sum() > weight.sum() / 2
+        self._sign, self._positive = (-1, ~positive) if common else (1, positive)
+        self._tried, self._weight = frozenset(tried), weight
         self._found: dict[int, np.float32] = {}
 
     def resume(self, arrays: tuple[np.ndarray, np.ndarray]) -> None:
@@ -39,13 +44,16 @@ class SizeTable:
     def look(self, scores: np.ndarray, trees: int) -> None:
         """`scores`: of the held-out rows, after so many trees."""
         if trees in self._tried:
-            self._found[trees] = np.float32(average_precision(scores, self._positive, self._weight))
+            self._found[trees] = self._ap(scores)
 
     def close(self, scores: np.ndarray, trees: int) -> None:
         """`scores` of the fold's best round, the largest size that counts."""
         if self._tried:
             self._found = {n: ap for n, ap in self._found.items() if n < trees}
-            self._found[trees] = np.float32(average_precision(scores, self._positive, self._weight))
+            self._found[trees] = self._ap(scores)
+
+    def _ap(self, scores: np.ndarray) -> np.float32:
+        return np.float32(average_precision(self._sign * scores, self._positive, self._weight))
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of trees and their AP, float32."""

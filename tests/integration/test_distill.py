@@ -81,7 +81,7 @@ def models(run: Path) -> dict[str, str]:
     return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
-def taught(said: np.ndarray, gene: str, plan: dict[str, Any], share: float = 0.5) -> np.ndarray:
+def taught(said: np.ndarray, gene: str, plan: dict[str, Any], share: float = 0.9) -> np.ndarray:
     """Soft labels of a gene of which the teacher says `said`, with the usual part of the true label."""
     label = rows_of(gene, plan)["splice_type"].to_list()
     return share * np.eye(3)[[CLASSES.index(name) for name in label]] + (1 - share) * said
@@ -137,7 +137,7 @@ def test_every_training_gene_is_taught_by_members_that_did_not_train_on_its_locu
         said = [m.predict_proba(matrix) for m in model.members]
         own = np.mean([said[i] for i in members_without(teacher, gene)], axis=0)
         assert np.abs(soft_labels(student, gene) - taught(own, gene, plan)).max() < 1e-6
-        assert np.abs(soft_labels(student, gene) - taught(np.mean(said, axis=0), gene, plan)).max() > 5e-4
+        assert np.abs(soft_labels(student, gene) - taught(np.mean(said, axis=0), gene, plan)).max() > 5e-5
     roles = pl.read_parquet(teacher / "assignments.parquet").filter(pl.col("role") == "core")
     for gene in by_folds[:2]:
         home = roles.filter(pl.col("gene_id") == gene)["instance"][0]
@@ -160,7 +160,7 @@ def test_the_part_of_the_true_label_is_an_option_and_part_of_what_the_student_is
     )
     said = oof.select(f"{c}_meta" for c in CLASSES).to_numpy()
     assert np.abs(soft_labels(run, gene) - taught(said, gene, plan, 0)).max() < 1e-6
-    assert "--label-share 0.5" in start("distill", "--plan-only", "--quiet", teacher, run).err
+    assert "--label-share 0.9" in start("distill", "--plan-only", "--quiet", teacher, run).err
 
 
 def test_the_size_is_the_fewest_trees_within_the_loss_of_ap(student: Path) -> None:
@@ -173,7 +173,10 @@ def test_the_size_is_the_fewest_trees_within_the_loss_of_ap(student: Path) -> No
         assert model.members[0].boosters[name].num_boosted_rounds() == found["chosen"]
         fold = next(f for f in metrics["classes"][name]["folds"] if f["fold"] == found["fold"])
         assert found["trees"][-1] == fold["best_rounds"]
-        assert found["ap"][-1] == pytest.approx(fold["ap"], abs=1e-5)
+        if name == "neither":  # judged by the rarer side: its own AP is nearly 1 with any number of trees
+            assert found["ap"][-1] < 0.95 < fold["ap"]
+        else:
+            assert found["ap"][-1] == pytest.approx(fold["ap"], abs=1e-5)
 
 
 def test_a_student_is_loaded_and_asked_as_any_model_and_says_what_it_is(
