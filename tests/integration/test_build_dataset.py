@@ -107,15 +107,21 @@ def test_killed_at_random_moments_and_started_again_it_makes_the_same_files(
     scratch.mkdir()
     dice, kills, amid, out = random.Random(7), 0, 0, tmp_path / "data"
     command = ("build-dataset", "--quiet", "--workers", "2", *SHARDS, *sources(hg19_windows), out)
+    records, shards = out / ".parts/records", len(list(built.glob("*.parquet")))
     while kills < KILLS:
         process = at_work(*command, env={"TMPDIR": str(scratch)})
-        time.sleep(dice.uniform(0.1, 4.0))
+        if kills % 2:  # at a random time, or when a random number of shards is there
+            time.sleep(dice.uniform(0.1, 4.0))
+        else:
+            wanted = dice.randint(1, shards - 1)
+            while process.poll() is None and len(list(records.glob("*"))) < wanted:
+                time.sleep(0.005)
         if process.poll() is None:
             kills += 1
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         process.wait()
-        amid += 0 < len(list((out / ".parts/records").glob("*"))) < len(list(built.glob("*.parquet")))
+        amid += 0 < len(list(records.glob("*"))) < shards
         if (out / "done.json").exists():  # it got through: look, and begin anew
             assert sums(out) == sums(built)
             for file in out.iterdir():
