@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from reference_table import REFERENCE_FEATURES, make_table
-from runs import ROOT, make_plan, train
+from runs import ROOT, make_plan, run_measured, train
 
 GENES, MEMBERS, TREES, ROWS = 140, 7, 800, 16_384
 NATURAL_ROWS, NATURAL_FILES, UNCERTAIN = 400_000, 4, 0.01
@@ -154,13 +154,7 @@ def _memory(place: Path) -> Iterator[str]:
         peaks = []
         for mode in ("meta_only", "hybrid"):
             out = place / f"out-{files}-{mode}"
-            process = subprocess.Popen(
-                [ROOT / "bin/predict", "--quiet", "--mode", mode, run, folder, out], stdout=subprocess.DEVNULL
-            )
-            _, status, usage = os.wait4(process.pid, 0)
-            if status:
-                raise SystemExit(f"predict ended with {os.waitstatus_to_exitcode(status)}")
-            peaks.append(f"{usage.ru_maxrss / 1024:.0f} MiB")
+            peaks.append(f"{run_measured('predict', '--mode', mode, run, folder, out).peak_bytes / 2**20:.0f} MiB")
             shutil.rmtree(out)
         yield f"| {files * table.num_rows:,} | {peaks[0]} | {peaks[1]} |"
 

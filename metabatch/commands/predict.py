@@ -97,12 +97,12 @@ def genome_of(arguments: Arguments) -> GenomeAsked | None:
     ids = tuple(names_of("gene_ids", given["gene-ids"])) if "gene-ids" in given else ()
     if "gene-ids" in given and not ids:
         raise UsageError(f"--gene-ids {given['gene-ids']} names nothing", expected="a gene id or more")
-    base = given.get("base-scores", given.get("base-weights", ""))
     return GenomeAsked(
         genome=Path(arguments["--genome"]),
         annotation=Path(given["annotation"]) if "annotation" in given else None,
         regions=Path(given["regions"]) if "regions" in given else None,
-        base=tuple(Path(p) for p in name_list(base)),
+        scores=tuple(Path(p) for p in name_list(given.get("base-scores", ""))),
+        weights=tuple(Path(p) for p in name_list(given.get("base-weights", ""))),
         gene_ids=ids,
     )
 

@@ -146,8 +146,19 @@ def open_genome(model: str | Path, asked: GenomeAsked, scratch: Path) -> GenomeR
     genes = read_annotation(places, sites="all") if asked.annotation else read_regions(places)
     genes = _chosen(with_loci(genes), asked.gene_ids)
     genome.check(genes, str(places))
-    base = open_base(recipe.base, asked.base, scratch=scratch)
-    files = {"genome": asked.genome, "places": places} | {f"base {i}": p for i, p in enumerate(files_of(asked.base))}
+    if asked.weights and recipe.base.kind != "openspliceai":
+        raise UsageError(
+            f"--base-weights decides nothing here: the model was trained on scores of the kind {recipe.base.kind}",
+            expected="it with a model trained on scores of openspliceai",
+        )
+    if asked.scores and recipe.base.kind not in ("table", "bigwig"):
+        raise UsageError(
+            f"--base-scores decides nothing here: the model was trained on scores of the kind {recipe.base.kind}",
+            expected="it with a model trained on scores from a table or tracks",
+        )
+    given = (*asked.scores, *asked.weights)
+    base = open_base(recipe.base, given, scratch=scratch)
+    files = {"genome": asked.genome, "places": places} | {f"base {i}": p for i, p in enumerate(files_of(given))}
     return GenomeRows(Positions(genome, base, recipe.features), genes, places.name, files)
 
 

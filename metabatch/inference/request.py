@@ -55,14 +55,15 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class GenomeAsked:
-    """Positions of a genome. annotation or regions (BED) : which; base : files of base scores, or weights of a network;
+    """Positions of a genome. annotation or regions (BED) : which; scores : files of base scores; weights : of a network;
     gene_ids : the only genes taken, empty: all.
     """
 
     genome: Path
     annotation: Path | None = None
     regions: Path | None = None
-    base: tuple[Path, ...] = ()
+    scores: tuple[Path, ...] = ()
+    weights: tuple[Path, ...] = ()
     gene_ids: tuple[str, ...] = ()
 
 
