@@ -55,7 +55,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class GenomeAsked:
-    """Positions of a genome. annotation or regions (BED) : which; scores : files of base scores; weights : of a network;
+    """Positions of a genome.
+
+    annotation or regions (BED) : which. scores : files of base scores. weights : of a network.
     gene_ids : the only genes taken, empty: all.
     """
 
