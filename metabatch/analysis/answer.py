@@ -7,8 +7,13 @@ from typing import Any
 
 
 def answer_lines(metrics: dict[str, Any]) -> list[str]:
-    """The loud line first when due; then a line per class, rarest first; then the out-of-fold evidence."""
+    """The loud lines first when due; then a line per class, rarest first; then the out-of-fold evidence."""
     lines = []
+    if metrics.get("missing_instances"):
+        named = ", ".join(str(i) for i in metrics["missing_instances"])
+        lines.append(
+            f"The model LACKS instance {named} (--allow-missing): genes only these trained on taught it nothing."
+        )
     lost = [n for n, d in metrics["difference"].items() if d["ap"] is not None and d["ap"] <= 0]
     if lost:
         lines.append(f"The meta-model DOES NOT BEAT ITS BASE for: {', '.join(lost)}.")

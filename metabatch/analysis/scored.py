@@ -15,7 +15,7 @@ from metabatch.metrics.thresholds import OperatingPoints
 from metabatch.resources.law import ANALYSED_ROWS
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.manifests import Columns, Plan
-from metabatch.rundir.tables import read_genes
+from metabatch.rundir.tables import home_instances, read_genes
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,10 @@ def load_scored(
 def load_out_of_fold(
     run: RunDir, plan: Plan, *, most: int | None = ANALYSED_ROWS, only_scores: bool = False
 ) -> ScoredRows:  # fmt: skip
-    """The training genes' out-of-fold rows of all instances, each gene from the instance where it is core."""
-    core = pl.read_parquet(run.assignments).filter(pl.col("role") == "core")
+    """The training genes' out-of-fold rows of all instances, each gene from its home instance."""
+    homes = home_instances(run, plan)
     paths = {
-        run.instance(p.index).root / "oof.parquet": core.filter(pl.col("instance") == p.index)["gene_id"]
+        run.instance(p.index).root / "oof.parquet": homes.filter(pl.col("instance") == p.index)["gene_id"]
         for p in plan.instances
     }
     groups = resampling_units(run, plan)

@@ -15,6 +15,8 @@ Usage:
   consolidate [options] RUN
 
 Options:
+  --allow-missing         Make the model of the instances that are done; that some are missing is said wherever the
+                          model is (default: a missing, failed or altered instance is an error).
   --combine RULE          auto, {", ".join(COMBINATIONS)} (default: what `plan` was told, else auto).
 {COMMON}
 {EXIT_CODES}"""
@@ -26,11 +28,19 @@ def action(arguments: Arguments) -> Text:
 
     from metabatch.ensemble.consolidate import consolidate  # its libraries take seconds: not for a wrong option
 
-    result = consolidate(run, combine=options.combine if "combine" in given else None, force=arguments["--force"])
+    result = consolidate(
+        run,
+        combine=options.combine if "combine" in given else None,
+        allow_missing=arguments["--allow-missing"],
+        force=arguments["--force"],
+    )
     head = "already consolidated, nothing was changed: " if result.already else ""
     rule = result.combination
     combined = f", combined by {rule.method} ({rule.note})" if result.members > 1 else ""
-    return Text(f"{head}{result.members} member(s){combined}, {result.genes:,} genes, in {run.ensemble}", result)
+    lacking = f"; WITHOUT instance {', '.join(str(i) for i in result.missing)}" if result.missing else ""
+    return Text(
+        f"{head}{result.members} member(s){combined}, {result.genes:,} genes, in {run.ensemble}{lacking}", result
+    )
 
 
 def main() -> int:

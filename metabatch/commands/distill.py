@@ -12,7 +12,7 @@ from metabatch.commands._options import STUDENT_SECTIONS, checkpoint_seconds, co
 from metabatch.commands._stages import given_options, run_stages
 from metabatch.commands._tables import plan_text
 from metabatch.errors import UsageError
-from metabatch.planning.student import LABEL_SHARE, UNLESS_GIVEN, Student, student_options
+from metabatch.planning.student import GAIN_SHARE, LABEL_SHARE, UNLESS_GIVEN, Student, student_options
 from metabatch.rundir.layout import RunDir
 
 USAGE = f"""Train one small model on the probabilities of an ensemble (soft labels): plan, train, consolidate, evaluate.
@@ -29,6 +29,8 @@ number of trees of each class is the smallest that costs at most 0.002 AP on a h
 Options:
   --label-share X         Part of the true label in what the student learns from, 0 to 1; the rest is the ensemble's
                           probability (default: {LABEL_SHARE:g}).
+  --gain-share X          The student has the fewest features that carry this part of the gain of the teacher's splits;
+                          1: all of the teacher's features (default: {GAIN_SHARE:g}).
   --plan-only             Only plan, and print the line for a cluster.
 
 {sections_text(STUDENT_SECTIONS, inherited=UNLESS_GIVEN)}
@@ -45,13 +47,15 @@ def action(arguments: Arguments) -> Text:
     teacher, run = arguments["TEACHER"], arguments["RUN"]
     if Path(teacher).resolve() == Path(run).resolve():
         raise UsageError(f"TEACHER and RUN are both {run}", expected="a new folder for the student")
-    share = label_share(arguments)
+    share, carried = label_share(arguments), gain_share(arguments)
     compare = f"bin/evaluate {quote(run)} --against {quote(teacher)}"
     if not arguments["--plan-only"]:
         words = [
             "--plan-only",
             "--label-share",
             repr(share),
+            "--gain-share",
+            repr(carried),
             *given_options(arguments, STUDENT_SECTIONS.values()),
             teacher,
             run,
@@ -61,9 +65,9 @@ def action(arguments: Arguments) -> Text:
     from metabatch.ensemble.soft_labels import open_teacher, write_soft_labels  # the parent of the stages stays small
     from metabatch.planning.planner import make_plan
 
-    opened = open_teacher(teacher, share)
+    opened = open_teacher(teacher, share, carried)
     student = Student(
-        opened.record, opened.plan, opened.genes, opened.features,
+        opened.record, opened.plan, opened.genes, opened.excluded,
         partial(write_soft_labels, opened, threads=asked.threads),
     )  # fmt: skip
     options = student_options(opened.plan.options, opened.record.members, asked, given)
@@ -77,17 +81,31 @@ def action(arguments: Arguments) -> Text:
 
 def label_share(arguments: Arguments) -> float:
     """--label-share as a number."""
-    text = arguments["--label-share"]
-    try:
-        share = LABEL_SHARE if text is None else float(text)
-    except ValueError:
-        share = -1.0
+    share = _number(arguments["--label-share"], LABEL_SHARE)
     if not 0 <= share < 1:
         raise UsageError(
-            f"--label-share {text} cannot be used",
+            f"--label-share {arguments['--label-share']} cannot be used",
             expected="0 or more, and below 1: a student without a teacher is a plan",
         )
     return share
+
+
+def gain_share(arguments: Arguments) -> float:
+    """--gain-share as a number."""
+    share = _number(arguments["--gain-share"], GAIN_SHARE)
+    if not 0 < share <= 1:
+        raise UsageError(
+            f"--gain-share {arguments['--gain-share']} cannot be used", expected="more than 0, and 1 at most"
+        )
+    return share
+
+
+def _number(text: str | None, default: float) -> float:
+    """Not a number where `text` is none."""
+    try:
+        return default if text is None else float(text)
+    except ValueError:
+        return float("nan")
 
 
 def main() -> int:

@@ -6,7 +6,6 @@ import pickle
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 
 import msgspec
 import polars as pl
@@ -19,6 +18,7 @@ from metabatch.ensemble.bundle import BUNDLE_FILE, member_folder
 from metabatch.ensemble.combination import learn_combination, save_combination
 from metabatch.ensemble.combining import equal
 from metabatch.ensemble.estimator import MetaModel
+from metabatch.ensemble.instances import COMBINE, instance_markers, only_instances, usable_instances
 from metabatch.errors import InputError
 from metabatch.models.member import load_member
 from metabatch.options import CombineOption
@@ -28,48 +28,55 @@ from metabatch.rundir.fingerprint import open_plan
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.lease import tidy
 from metabatch.rundir.lock import hold_folder
-from metabatch.rundir.manifests import Bundle, BundleMember, Combination, Done, Lowered, Plan, load, save
-from metabatch.rundir.markers import MARKER, check_stage, finish_stage, is_marked
-from metabatch.rundir.publish import attempt_folder, sha256_file
-from metabatch.rundir.tables import instance_genes, read_features
-
-# Among the marker's inputs: what was asked for, beside what it was made from.
-_COMBINE = "combine"
+from metabatch.rundir.manifests import Bundle, BundleMember, Combination, Lowered, Plan, load, save
+from metabatch.rundir.markers import check_stage, finish_stage, is_marked
+from metabatch.rundir.publish import attempt_folder
+from metabatch.rundir.tables import read_features
 
 
 @dataclass(frozen=True)
 class ConsolidateResult:
+    """genes : that any member trained on. missing : planned instances that are not in the ensemble."""
+
     members: int
     genes: int
     combination: Combination
+    missing: tuple[int, ...]
     already: bool
 
 
-def consolidate(run: RunDir, *, combine: CombineOption | None = None, force: bool = False) -> ConsolidateResult:
+def consolidate(
+    run: RunDir, *, combine: CombineOption | None = None, allow_missing: bool = False, force: bool = False
+) -> ConsolidateResult:
     """Validate all instances and write ensemble/.
 
     Parameters
     ----------
     combine : str, optional
         How the members are combined, instead of what the plan says.
+    allow_missing : bool
+        Make the ensemble of the instances that can be used, and say so in it.
 
     Raises
     ------
     InputError
-        Listing every instance that is missing, failed, altered, or trained on other genes than planned.
+        Listing every instance that is missing, failed, altered, or trained on other genes than planned; with
+        `allow_missing` when none can be used.
     """
-    plan = open_plan(run)
-    dones = check_instances(run, plan)
+    planned = open_plan(run)
+    dones = usable_instances(run, planned, allow_missing=allow_missing)
+    plan = only_instances(run, planned, dones)
+    missing = tuple(p.index for p in planned.instances if p.index not in dones)
     asked = combine or plan.options.combine
-    inputs = instance_markers(run, plan) | {_COMBINE: asked}
+    inputs = instance_markers(run, dones) | {COMBINE: asked}
     if not force and _is_current(run, plan, inputs):
         tidy(run.ensemble)
-        return ConsolidateResult(len(dones), _trained(run), _rule(run), already=True)
+        return ConsolidateResult(len(dones), _trained(run), _rule(run), missing, already=True)
     with hold_folder(run.ensemble), attempt_folder(run.ensemble) as folder:
         for index in dones:
             _copy(run.instance(index).root / "model", member_folder(folder, index))
         members = [load_member(member_folder(folder, i), cpu_count()) for i in dones]
-        bundle = _bundle(run, plan)
+        bundle = _bundle(run, plan, missing)
         found = learn_combination(run, plan, MetaModel(bundle, members), asked)
         thresholds = _out_of_fold_thresholds(run, plan) if found.thresholds is None else found.thresholds
         bundle = msgspec.structs.replace(bundle, combination=found.learned.rule, thresholds=thresholds)
@@ -86,7 +93,7 @@ def consolidate(run: RunDir, *, combine: CombineOption | None = None, force: boo
         (folder / "model.pkl").write_bytes(pickle.dumps(model, protocol=5))
         genes = ledger["gene_id"].n_unique()
         finish_stage(folder, run.ensemble, stage="consolidate", fingerprint=plan.fingerprint, inputs=inputs)
-    return ConsolidateResult(len(dones), genes, bundle.combination, already=False)
+    return ConsolidateResult(len(dones), genes, bundle.combination, missing, already=False)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -97,64 +104,7 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(file, place)
 
 
-def instance_markers(run: RunDir, plan: Plan) -> dict[str, str]:
-    """sha256 of every instance's marker: what an ensemble was made from."""
-    return {f"instances/{p.index:02d}": sha256_file(run.instance(p.index).root / MARKER) for p in plan.instances}
-
-
-def check_instances(run: RunDir, plan: Plan) -> dict[int, Done]:
-    """The markers of all planned instances, or one error that lists every bad one."""
-    dones: dict[int, Done] = {}
-    problems = []
-    for planned in plan.instances:
-        folder = run.instance(planned.index).root
-        try:
-            done = check_stage(folder, stage="instance", fingerprint=plan.fingerprint)
-        except InputError as error:
-            problems.append((planned.index, error.found))
-            continue
-        wanted = instance_genes(run, planned.index)
-        if list(done.ledger or ()) != wanted:
-            problems.append((planned.index, f"trained on {len(done.ledger or ())} genes, planned {len(wanted)}"))
-            continue
-        dones[planned.index] = done
-    if problems:
-        listed = "; ".join(f"instance {i}: {text}" for i, text in problems)
-        indices = ",".join(str(i) for i, _ in problems)
-        raise InputError(
-            f"{len(problems)} of {len(plan.instances)} instances cannot be used: {listed}",
-            expected="every planned instance done and unaltered",
-            where=str(run.instances),
-            next_step=f"train them (again): sbatch --array={indices} jobs/train.sh {quote(str(run.root))}, "
-            f"or bin/train-instance {quote(str(run.root))} N for each",
-        )
-    return dones
-
-
-def ensemble_inputs(run: RunDir, plan: Plan) -> dict[str, str]:
-    """What the finished ensemble of a run was made from; an InputError when there is none, or it was altered."""
-    try:
-        return check_stage(run.ensemble, stage="consolidate", fingerprint=plan.fingerprint).inputs
-    except InputError as error:
-        raise InputError(
-            f"the ensemble cannot be used: {error.found}",
-            where=str(run.ensemble),
-            next_step=f"bin/consolidate {quote(str(run.root))}",
-        ) from None
-
-
-def check_made_from(run: RunDir, plan: Plan, made_from: dict[str, str]) -> None:
-    """Check all instances, and that the ensemble was made from these (`made_from`: its `ensemble_inputs`)."""
-    check_instances(run, plan)
-    if instance_markers(run, plan) != {name: value for name, value in made_from.items() if name != _COMBINE}:
-        raise InputError(
-            "the ensemble was made from other instances than those now in the run",
-            where=str(run.ensemble),
-            next_step=f"bin/consolidate {quote(str(run.root))}",
-        )
-
-
-def _bundle(run: RunDir, plan: Plan) -> Bundle:
+def _bundle(run: RunDir, plan: Plan, missing: tuple[int, ...]) -> Bundle:
     return Bundle(
         metabatch_version=__version__,
         xgboost_version=xgb.__version__,
@@ -164,6 +114,7 @@ def _bundle(run: RunDir, plan: Plan) -> Bundle:
         columns=plan.columns,
         features=read_features(run).features,
         members=tuple(BundleMember(index=p.index, genes=p.genes, rows=p.rows) for p in plan.instances),
+        missing=missing,
         lowered=(*plan.lowered, *_in_parts(run, plan)),
         recipe=plan.recipe,
     )

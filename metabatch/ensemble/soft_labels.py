@@ -25,40 +25,44 @@ from metabatch.data.labels import label_codes
 from metabatch.data.shards import verify_unchanged
 from metabatch.ensemble.bundle import BUNDLE_FILE, load_bundle
 from metabatch.ensemble.combination import crossed_rules
-from metabatch.ensemble.consolidate import check_made_from, ensemble_inputs
+from metabatch.ensemble.gains import carrying_features
+from metabatch.ensemble.instances import consolidated_plan, ensemble_inputs
 from metabatch.ensemble.speakers import member_scores, out_of_fold_rows, speakers
 from metabatch.errors import InputError
 from metabatch.resources.progress import Progress
 from metabatch.rundir.fingerprint import open_plan
 from metabatch.rundir.layout import RunDir, require_run
-from metabatch.rundir.manifests import FeatureSet, Plan, Teacher
+from metabatch.rundir.manifests import ExcludedColumn, Plan, Teacher
 from metabatch.rundir.publish import named, sha256_file
-from metabatch.rundir.tables import read_features, read_genes
+from metabatch.rundir.tables import home_instances, read_features, read_genes
 
 
 @dataclass(frozen=True)
 class TeachingRun:
     """A finished run whose ensemble can teach.
 
-    genes, features : its genes.parquet and features.json.
+    genes : its genes.parquet.
+    excluded : what its features.json leaves out, and the features that carry too little of its gain for a student.
     speakers : training gene -> members (positions) that trained neither on it nor on its split group.
     """
 
     run: RunDir
     plan: Plan
     genes: pl.DataFrame
-    features: FeatureSet
+    excluded: tuple[ExcludedColumn, ...]
     speakers: dict[str, list[int]]
     record: Teacher
 
 
-def open_teacher(path: str, label_share: float) -> TeachingRun:
+def open_teacher(path: str, label_share: float, gain_share: float) -> TeachingRun:
     """Check the run at `path` from its plan to its data.
 
     Parameters
     ----------
     label_share : float
         Part of the true label in a soft label.
+    gain_share : float
+        Part of the gain of the teacher's splits that the student's features carry together; 1: all features.
 
     Raises
     ------
@@ -80,12 +84,19 @@ def open_teacher(path: str, label_share: float) -> TeachingRun:
             expected="a teacher without --prior", where=str(run.plan),
             next_step="train the teacher without it, and give --prior to distill",
         )  # fmt: skip
-    check_made_from(run, plan, ensemble_inputs(run, plan))
+    plan = consolidated_plan(run, plan, ensemble_inputs(run, plan))
     verify_unchanged(plan.dataset)
     genes = read_genes(run)
     training = genes.filter(pl.col("split") == "train")["gene_id"].to_list()
     everyone = speakers(run, plan)
     may = {gene: everyone[gene] for gene in training}
+    homes = set(home_instances(run, plan)["gene_id"])
+    if lost := sum(not members and gene not in homes for gene, members in may.items()):
+        raise InputError(
+            f"nobody can teach {lost} gene(s): only an instance that is missing trained on them, and all others on "
+            "genes of their split group",
+            expected="the whole ensemble", where=path, next_step=f"bin/submit {quote(path)}, then distill again",
+        )  # fmt: skip
     alone = sum(not members for members in may.values())
     if alone and not plan.options.n_folds:
         raise InputError(
@@ -97,8 +108,19 @@ def open_teacher(path: str, label_share: float) -> TeachingRun:
     record = Teacher(
         fingerprint=plan.fingerprint, bundle=sha256_file(run.ensemble / BUNDLE_FILE), members=len(plan.instances),
         how=_how(len(may), alone), path=str(run.root.resolve()), label_share=label_share,
+        gain_share=gain_share,
     )  # fmt: skip
-    return TeachingRun(run, plan, genes, read_features(run), may, record)
+    return TeachingRun(run, plan, genes, _excluded(run, gain_share), may, record)
+
+
+def _excluded(run: RunDir, gain_share: float) -> tuple[ExcludedColumn, ...]:
+    own = read_features(run).excluded
+    if gain_share == 1:
+        return own
+    model = load_bundle(run.ensemble)
+    kept = set(carrying_features(model, gain_share))
+    reason = f"not among the features that carry {gain_share:.4g} of the gain of the teacher's splits"
+    return (*own, *(ExcludedColumn(name=n, reason=reason) for n in model.feature_names if n not in kept))
 
 
 def _how(genes: int, alone: int) -> str:

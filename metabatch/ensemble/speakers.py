@@ -18,7 +18,7 @@ from metabatch.ensemble.estimator import MetaModel
 from metabatch.resources.law import WHOLE_GROUP_ROWS
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.manifests import Plan
-from metabatch.rundir.tables import read_genes, read_segments
+from metabatch.rundir.tables import home_instances, read_genes, read_segments
 
 
 def speakers(run: RunDir, plan: Plan) -> dict[str, list[int]]:
@@ -64,15 +64,15 @@ def member_scores(
 
 
 def out_of_fold_rows(run: RunDir, plan: Plan, genes: Sequence[str]) -> Iterator[pa.Table]:
-    """Rows of `genes` in oof.parquet, each gene from the instance where it is core, in batches.
+    """Rows of `genes` in oof.parquet, each gene from its home instance, in batches.
 
     Without the fold and the raw scores; a gene's rows are in the order of the data set.
     """
     if not genes:
         return
-    core = pl.read_parquet(run.assignments).filter((pl.col("role") == "core") & pl.col("gene_id").is_in(list(genes)))
+    homes = home_instances(run, plan)
     for planned in plan.instances:
-        mine = core.filter(pl.col("instance") == planned.index)["gene_id"]
+        mine = homes.filter((pl.col("instance") == planned.index) & pl.col("gene_id").is_in(list(genes)))["gene_id"]
         if not mine.is_empty():
             yield from _read_out_of_fold(run.instance(planned.index).root / "oof.parquet", mine, plan)
 

@@ -15,7 +15,7 @@ from metabatch.analysis.scored import load_out_of_fold, load_scored, resampling_
 from metabatch.data.shards import verify_unchanged
 from metabatch.ensemble.bundle import load_bundle
 from metabatch.ensemble.combination import read_combination
-from metabatch.ensemble.consolidate import check_made_from, ensemble_inputs
+from metabatch.ensemble.instances import consolidated_plan, ensemble_inputs
 from metabatch.errors import InputError
 from metabatch.evaluation.honest import score
 from metabatch.evaluation.report import render
@@ -54,7 +54,7 @@ def evaluate(run: RunDir, *, threads: int | None = None, force: bool = False) ->
     if not force and _is_current(run, plan, inputs):
         tidy(run.evaluation)
         return EvaluateResult(read_metrics(run), report, already=True)
-    check_made_from(run, plan, made_from)  # the instances' out-of-fold scores and accounts are read
+    plan = consolidated_plan(run, plan, made_from)  # the instances' out-of-fold scores and accounts are read
     verify_unchanged(plan.dataset)
     model = load_bundle(run.ensemble, threads=threads or cpu_count())
     groups = resampling_units(run, plan)
@@ -68,6 +68,7 @@ def evaluate(run: RunDir, *, threads: int | None = None, force: bool = False) ->
             metrics: dict[str, Any] = {
                 "format_version": 1, "how": scored.how, "genes": scored.genes, "rows": scored.rows,
                 "weighted_by": plan.columns.weight, "teacher": plan.teacher,
+                "missing_instances": model.bundle.missing,
             }  # fmt: skip
             # Without a holdout the genes scored are those that chose the thresholds: no honest figure.
             thresholds = model.bundle.thresholds if plan.holdout.genes else None

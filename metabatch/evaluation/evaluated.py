@@ -13,7 +13,7 @@ import polars as pl
 import xgboost as xgb
 
 from metabatch.ensemble.bundle import BUNDLE_FILE
-from metabatch.ensemble.consolidate import check_made_from
+from metabatch.ensemble.instances import consolidated_plan
 from metabatch.errors import InputError
 from metabatch.evaluation.evaluate import read_metrics
 from metabatch.resources.usage import ResourceUsage
@@ -85,7 +85,7 @@ def _open(run: RunDir, name: str) -> Evaluated:
             where=str(run.evaluation),
             next_step=evaluate,
         )
-    check_made_from(run, plan, ensemble.inputs)  # the instances' accounts are read
+    plan = consolidated_plan(run, plan, ensemble.inputs)  # the instances' accounts are read
     return Evaluated(
         name=name, run=run, plan=plan, bundle=load(run.ensemble / BUNDLE_FILE, Bundle), metrics=read_metrics(run),
         marker=sha256_file(run.evaluation / MARKER),
@@ -169,7 +169,7 @@ def cost(of: Evaluated) -> dict[str, Any]:
     """
     phases = [p for u in of.usages for p in u.phases if p.name != "analysis"]
     plan = of.plan
-    trained = pl.read_parquet(of.run.assignments).filter(pl.col("role") == "core").height
+    trained = pl.read_parquet(of.run.ensemble / "ledger.parquet")["gene_id"].n_unique()
     return {
         "members": len(of.bundle.members),
         "parts": max(u.parts for u in of.usages),

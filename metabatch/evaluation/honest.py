@@ -26,7 +26,7 @@ from metabatch.resources.progress import Progress
 from metabatch.resources.signals import StopFlag
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.manifests import Plan
-from metabatch.rundir.tables import read_genes
+from metabatch.rundir.tables import home_instances, read_genes
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,12 @@ def _speakers(run: RunDir, plan: Plan, genes: pl.DataFrame) -> tuple[dict[str, l
             expected="holdout genes or out-of-fold scores",
             next_step="plan again with --holdout-fraction above 0, or --n-folds 2 or more",
         )
-    may = speakers(run, plan)
+    scorable = set(home_instances(run, plan)["gene_id"])
+    everyone = speakers(run, plan)
+    # With a missing instance: a gene that nobody in the ensemble trained on, while all trained on its split group.
+    may = {gene: members for gene, members in everyone.items() if members or gene in scorable}
+    lost = len(everyone) - len(may)
+    kept = f"all genes but {lost} that no member can be asked about" if lost else "all genes"
     alone = sum(not members for members in may.values())
     if alone and not plan.options.n_folds:
         raise InputError(
@@ -100,9 +105,9 @@ def _speakers(run: RunDir, plan: Plan, genes: pl.DataFrame) -> tuple[dict[str, l
             next_step="plan again with --holdout-fraction above 0, or --n-folds 2 or more",
         )
     if alone == len(may):
-        return may, "all genes, out-of-fold scores (no holdout)"
+        return may, f"{kept}, out-of-fold scores (no holdout)"
     rest = f"; {alone} genes by out-of-fold scores" if alone else ""
-    return may, f"all genes, each by the members that did not train on it (no holdout){rest}"
+    return may, f"{kept}, each by the members that did not train on it (no holdout){rest}"
 
 
 def _scored(table: pa.Table, proba: np.ndarray, plan: Plan, model: MetaModel, rules: CrossedRules) -> pa.Table:

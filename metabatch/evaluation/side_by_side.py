@@ -9,6 +9,7 @@ import numpy as np
 
 from metabatch.analysis.comparison import base_metrics, draw_groups
 from metabatch.analysis.scored import ScoredRows
+from metabatch.ensemble.bundle import missing_text
 from metabatch.evaluation.common_rows import CommonRows, scored_genes
 from metabatch.evaluation.evaluated import Evaluated, cost
 from metabatch.evaluation.recommendation import Candidate, difference, recommend
@@ -120,6 +121,8 @@ def _notes(runs: Sequence[Evaluated]) -> list[str]:
     )  # fmt: skip
     notes = [text for values, text in unlike if any(v != values[0] for v in values)]
     for e in runs:
+        if e.bundle.missing:
+            notes.append(f"{e.name}: {missing_text(e.bundle)}.")
         if e.plan.teacher is not None:
             notes.append(f"{e.name} is a student: what its teacher cost is not in its cost.")
             if not e.plan.holdout.genes:

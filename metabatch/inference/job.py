@@ -130,12 +130,16 @@ def _check_format(output: Output) -> None:
 
 def _provenance(output: Output, model_sha256: str) -> dict[str, str]:
     """What stands in the metadata of every parquet part; of the part itself: `Job.schema`."""
-    zone = output.request.zone
-    return {
+    found = {
         "metabatch_version": __version__,
         "model_fingerprint": output.bundle.fingerprint,
         "model_sha256": model_sha256,
         "combination": output.bundle.combination.method,
         "mode": output.request.mode,
         "coverage": output.request.coverage,
-    } | ({} if zone is None else {"uncertain_low": str(zone[0]), "uncertain_high": str(zone[1])})
+    }
+    if output.bundle.missing:
+        found["missing_instances"] = ",".join(str(i) for i in output.bundle.missing)
+    if output.request.zone is not None:
+        found["uncertain_low"], found["uncertain_high"] = (str(bound) for bound in output.request.zone)
+    return found

@@ -65,14 +65,16 @@ def existing_plan(
     return plan
 
 
-def _identity(teacher: Teacher | None) -> tuple[str, str, float] | None:
-    return None if teacher is None else (teacher.fingerprint, teacher.bundle, teacher.label_share)
+def _identity(teacher: Teacher | None) -> tuple[str, str, float, float] | None:
+    if teacher is None:
+        return None
+    return teacher.fingerprint, teacher.bundle, teacher.label_share, teacher.gain_share
 
 
 def _named(teacher: Teacher | None) -> str:
     if teacher is None:
         return "a model without teacher"
-    share = f"--label-share {teacher.label_share:g}"
+    share = f"--label-share {teacher.label_share:g}, --gain-share {teacher.gain_share:g}"
     return f"a student of plan {teacher.fingerprint[:12]} (bundle {teacher.bundle[:12]}, {share})"
 
 

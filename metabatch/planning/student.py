@@ -12,7 +12,7 @@ import polars as pl
 from metabatch.data.roles import Candidate
 from metabatch.errors import InputError, UsageError
 from metabatch.options import Options
-from metabatch.rundir.manifests import ExcludedColumn, FeatureSet, Plan, Teacher
+from metabatch.rundir.manifests import ExcludedColumn, Plan, Teacher
 
 # Options that are the teacher's: the same columns and genes always, the others unless given.
 _ALWAYS = (
@@ -26,6 +26,7 @@ UNLESS_GIVEN = (
 STRATEGIES = ("auto", "single", "external")
 # With half of it a student of the reference shape lost 0.007 AP against its teacher, with nine tenths nothing.
 LABEL_SHARE = 0.9
+GAIN_SHARE = 0.95
 # A student is to be so many times as fast as all members together.
 FASTER = 5
 
@@ -34,14 +35,15 @@ FASTER = 5
 class Student:
     """What a plan needs to know of the teacher.
 
-    plan, genes, features : of the teacher; genes.parquet and features.json as read.
+    plan, genes : of the teacher; genes.parquet as read.
+    excluded : columns that are no features of the student, though their type would make them features.
     write_soft_labels : writes soft_labels.parquet at a path, streaming.
     """
 
     teacher: Teacher
     plan: Plan
     genes: pl.DataFrame
-    features: FeatureSet
+    excluded: Sequence[ExcludedColumn]
     write_soft_labels: Callable[[Path], None]
 
     def genes_of(self, genes: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series, str]:
@@ -62,8 +64,8 @@ class Student:
     def without_excluded(
         self, candidates: Sequence[Candidate], excluded: Sequence[ExcludedColumn]
     ) -> tuple[list[Candidate], list[ExcludedColumn]]:
-        """Leave out what the teacher left out (leaks, constants), for its reasons."""
-        reasons = {e.name: e for e in self.features.excluded}
+        """Leave out what the teacher left out (leaks, constants), and what it hardly uses, for these reasons."""
+        reasons = {e.name: e for e in self.excluded}
         gone = [reasons[c.name] for c in candidates if c.name in reasons]
         return [c for c in candidates if c.name not in reasons], [*excluded, *gone]
 

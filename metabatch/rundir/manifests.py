@@ -189,6 +189,7 @@ class Teacher(_Manifest, frozen=True, kw_only=True):
 
     fingerprint : of its plan. bundle : sha256 of its bundle.json, which holds how the members are combined.
     how : where the soft labels come from. label_share : part of the true label in them.
+    gain_share : part of the gain of the ensemble's splits that the student's features carry; 1: all features.
     path : where it lay; decides nothing.
     """
 
@@ -198,12 +199,14 @@ class Teacher(_Manifest, frozen=True, kw_only=True):
     how: str
     path: str
     label_share: float = 0.0
+    gain_share: float = 1.0
 
     def text(self) -> str:
         """For people."""
         mixed = f", with {self.label_share:.0%} of the true label" if self.label_share else ""
         count = "1 member" if self.members == 1 else f"{self.members} members"
-        return f"the {count} of plan {self.fingerprint[:12]} in {self.path}; soft labels: {self.how}{mixed}"
+        fewer = f"; features that carry {self.gain_share:.4g} of its gain" if self.gain_share < 1 else ""
+        return f"the {count} of plan {self.fingerprint[:12]} in {self.path}; soft labels: {self.how}{mixed}{fewer}"
 
 
 class Plan(_Manifest, frozen=True, kw_only=True):
@@ -295,6 +298,7 @@ class Bundle(_Manifest, frozen=True, kw_only=True):
 
     strategy : of the plan, or "distilled".
     thresholds : class -> threshold of the meta-model's score for a call; empty without out-of-fold scores.
+    missing : planned instances that it was made without (`consolidate --allow-missing`).
     recipe : as in the plan; `predict --genome` follows it.
     """
 
@@ -307,6 +311,7 @@ class Bundle(_Manifest, frozen=True, kw_only=True):
     columns: Columns
     features: tuple[Feature, ...]
     members: tuple[BundleMember, ...]
+    missing: tuple[int, ...] = ()
     lowered: tuple[Lowered, ...] = ()
     thresholds: dict[str, float] = {}
     recipe: dict[str, Any] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from metabatch.rundir.layout import RunDir
-from metabatch.rundir.manifests import FeatureSet, load
+from metabatch.rundir.manifests import FeatureSet, Plan, load
 
 
 def read_features(run: RunDir) -> FeatureSet:
@@ -38,3 +38,13 @@ def instance_genes(run: RunDir, index: int) -> list[str]:
 def read_cuts(run: RunDir) -> pl.DataFrame:
     """cuts.parquet: feature, values (the smallest value of each of its bins), in matrix order."""
     return pl.read_parquet(run.cuts)
+
+
+def home_instances(run: RunDir, plan: Plan) -> pl.DataFrame:
+    """gene_id, instance: the one whose out-of-fold scores stand for a gene.
+
+    Where it is core; of a plan without that instance (`consolidate --allow-missing`), the first that trained on it.
+    """
+    table = pl.read_parquet(run.assignments).filter(pl.col("instance").is_in([p.index for p in plan.instances]))
+    first = table.sort(pl.col("role") != "core", "instance").unique("gene_id", keep="first", maintain_order=True)
+    return first.select("gene_id", "instance").sort("gene_id")

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 import psutil
 import pytest
+import xgboost as xgb
 
 import metabatch
 from metabatch.data.batches import as_matrix
@@ -96,16 +97,64 @@ def members_without(run: Path, gene: str) -> list[int]:
     return sorted({0, 1, 2} - set(trained))
 
 
-def test_a_student_has_the_teachers_genes_features_and_options_and_room_for_its_labels(
-    teacher: Path, student: Path
+def shares_of_gain(run: Path) -> pl.DataFrame:
+    """name, gain: each feature's part of the gain of all splits, the classes of all members alike; largest first."""
+    shares = []
+    files = sorted((run / "ensemble/members").glob("*/*.ubj"))
+    for file in files:
+        nodes = [
+            json.loads(tree) for tree in xgb.Booster(model_file=file).get_dump(dump_format="json", with_stats=True)
+        ]
+        splits = []
+        while nodes:
+            node = nodes.pop()
+            if "children" in node:
+                splits.append({"name": node["split"], "gain": node["gain"]})
+                nodes += node["children"]
+        shares.append(pl.DataFrame(splits).with_columns(pl.col("gain") / pl.col("gain").sum() / len(files)))
+    return pl.concat(shares).group_by("name").agg(pl.col("gain").sum()).sort("gain", descending=True)
+
+
+def features_of(run: Path) -> list[str]:
+    return [f["name"] for f in json.loads((run / "features.json").read_text())["features"]]
+
+
+def test_a_student_has_the_features_that_carry_most_of_the_teachers_gain(
+    teacher: Path, student: Path, tmp_path: Path
 ) -> None:
+    gains = shares_of_gain(teacher)
+    carried = gains["gain"].cum_sum()
+    for run, share in ((student, 0.95), (tmp_path / "half", 0.5)):
+        if run != student:
+            succeed("distill", "--plan-only", "--quiet", "--gain-share", "0.5", teacher, run)
+        ours = features_of(run)
+        assert set(ours) == set(gains["name"].head(int((carried < share).sum()) + 1))
+        assert ours == [name for name in features_of(teacher) if name in set(ours)]
+        reasons = {e["name"]: e["reason"] for e in json.loads((run / "features.json").read_text())["excluded"]}
+        assert set(features_of(teacher)) - set(ours) <= set(reasons)
+        left = next(name for name in features_of(teacher) if name not in ours)
+        assert reasons[left] == f"not among the features that carry {share} of the gain of the teacher's splits"
+        assert plan_of(run)["teacher"]["gain_share"] == share
+    model = metabatch.load(student)
+    assert model.feature_names == features_of(student)
+    assert "--gain-share 0.5" in start("distill", "--plan-only", "--quiet", teacher, tmp_path / "half").err
+    for wrong in ("0", "1.01", "nan", "most"):
+        assert start("distill", "--gain-share", wrong, teacher, tmp_path / "none").code == 2
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_student_has_the_teachers_genes_and_options_and_on_request_all_its_features_and_room_for_its_labels(
+    teacher: Path, tmp_path: Path
+) -> None:
+    student = tmp_path / "student"
+    succeed("distill", "--plan-only", "--quiet", "--gain-share", "1", teacher, student)
     theirs, ours = plan_of(teacher), plan_of(student)
     columns = ("gene_id", "rows", "split")
     genes = [pl.read_parquet(run / "genes.parquet").select(columns) for run in (teacher, student)]
     assert genes[0].equals(genes[1])
     assert 0 < genes[0].filter(pl.col("split") == "holdout").height < genes[0].height
     sets = [json.loads((run / "features.json").read_text()) for run in (teacher, student)]
-    assert [f["name"] for f in sets[0]["features"]] == [f["name"] for f in sets[1]["features"]]
+    assert features_of(teacher) == features_of(student)
     assert {e["name"]: e["reason"] for e in sets[0]["excluded"]} == {
         e["name"]: e["reason"] for e in sets[1]["excluded"]
     }
@@ -229,12 +278,13 @@ def test_external_memory_gives_the_same_student(teacher: Path, student: Path, tm
 
 
 def test_taught_the_true_labels_a_student_has_the_folds_of_a_plain_model_and_otherwise_not(
-    student: Path, tmp_path: Path
+    teacher: Path, student: Path, tmp_path: Path
 ) -> None:
     """Shows too that every row got its own soft label."""
     plain, taught = tmp_path / "plain", tmp_path / "taught"
-    succeed("plan", "--quiet", "--strategy", "single", "--holdout-fraction", "0.3", "--exclude-features", "3mer_AAA",
-            *FEW, DEMO, plain)  # fmt: skip
+    gone = ["3mer_AAA", *(set(features_of(teacher)) - set(features_of(student)))]
+    succeed("plan", "--quiet", "--strategy", "single", "--holdout-fraction", "0.3", "--exclude-features",
+            ",".join(gone), *FEW, DEMO, plain)  # fmt: skip
     shutil.copytree(student, taught, ignore=shutil.ignore_patterns("instances", "ensemble", "evaluation"))
     file, plan = taught / "soft_labels.parquet", load(taught / "plan.json", Plan)
     soft = pl.read_parquet(file)
