@@ -32,7 +32,7 @@ from metabatch.resources.usage import trim_memory
 from metabatch.rundir.fingerprint import hash_texts
 from metabatch.rundir.lock import hold_folder
 from metabatch.rundir.manifests import Done, FileRecord, load, save, to_json
-from metabatch.rundir.markers import check_stage, finish_stage, is_marked
+from metabatch.rundir.markers import check_stage, is_marked
 from metabatch.rundir.publish import attempt_folder
 from metabatch.rundir.recipe import DATASET_FILE, MANIFEST_FILE
 from metabatch.rundir.scratch import private_folder
@@ -125,11 +125,7 @@ def _build(
         )  # fmt: skip
         save(folder / DATASET_FILE, built)
         store.take(folder)
-    names = {p.name for p in store.files.glob("*")}
-    store.announce(names | set(done.files if done is not None else ()))
-    inputs = {name: s.sha256 for name, s in sources.items()}
-    finish_stage(store.files, out, stage=STAGE, fingerprint=fingerprint, inputs=inputs)
-    store.clear()
+    store.publish(STAGE, fingerprint, {name: s.sha256 for name, s in sources.items()}, done)
     return BuildResult(len(genes), total, len(shards), already=False, kept_shards=kept)
 
 

@@ -11,7 +11,8 @@ from metabatch.ensemble.estimator import MetaModel
 from metabatch.errors import InputError
 from metabatch.models.member import load_member
 from metabatch.resources.limits import cpu_count
-from metabatch.rundir.manifests import Bundle, load
+from metabatch.rundir.bundle import Bundle
+from metabatch.rundir.manifests import load
 from metabatch.rundir.markers import check_stage
 
 log = logging.getLogger(__name__)

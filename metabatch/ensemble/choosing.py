@@ -23,7 +23,7 @@ from metabatch.metrics.bootstrap import Ranking, bootstrap_ap, group_multiplicit
 from metabatch.models.calibration import prior_ratios
 from metabatch.models.pooling import pool
 from metabatch.options import COMBINATIONS, CombinationMethod, CombineOption
-from metabatch.rundir.manifests import Combination
+from metabatch.rundir.bundle import Combination
 
 FOLDS = 5
 # The widened limit is a quantile of some 0.4 %; each resample goes through all rows of every rule.

@@ -32,8 +32,9 @@ from metabatch.errors import InputError
 from metabatch.models.pooling import gene_level, pool
 from metabatch.options import CombineOption
 from metabatch.resources.progress import Progress
+from metabatch.rundir.bundle import Combination
 from metabatch.rundir.layout import RunDir
-from metabatch.rundir.manifests import Combination, Plan, save
+from metabatch.rundir.manifests import Plan, save
 from metabatch.rundir.tables import read_genes
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from metabatch.metrics.bootstrap import Ranking
 from metabatch.models.calibration import EPS
 from metabatch.models.pooling import pool, stacking_features
 from metabatch.options import CombinationMethod
-from metabatch.rundir.manifests import Combination
+from metabatch.rundir.bundle import Combination
 
 _SELECTED = 25  # members drawn, with replacement, by greedy selection
 _STEEPEST = 10.0  # of the slope of a logarithmic mean

@@ -24,11 +24,12 @@ from metabatch.models.member import load_member
 from metabatch.options import CombineOption
 from metabatch.resources.limits import cpu_count
 from metabatch.resources.usage import ResourceUsage
+from metabatch.rundir.bundle import Bundle, BundleMember, Combination
 from metabatch.rundir.fingerprint import open_plan
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.lease import tidy
 from metabatch.rundir.lock import hold_folder
-from metabatch.rundir.manifests import Bundle, BundleMember, Combination, Lowered, Plan, load, save
+from metabatch.rundir.manifests import Lowered, Plan, load, save
 from metabatch.rundir.markers import check_stage, finish_stage, is_marked
 from metabatch.rundir.publish import attempt_folder
 from metabatch.rundir.tables import read_features

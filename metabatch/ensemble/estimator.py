@@ -16,7 +16,7 @@ from metabatch.errors import UsageError
 from metabatch.models.member import Member, MemberInParts
 from metabatch.models.pooling import gene_level, pool
 from metabatch.resources.law import WHOLE_GROUP_ROWS
-from metabatch.rundir.manifests import Bundle
+from metabatch.rundir.bundle import Bundle
 
 # Rows that are held as one matrix while all members score them: 76 MB at 1,167 features. Each call of XGBoost prepares
 # its trees anew, so that 2,048 rows at a time take nearly twice as long.

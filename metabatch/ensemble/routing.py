@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from metabatch.data.batches import as_float32, as_numpy
 from metabatch.models.pooling import pool
-from metabatch.rundir.manifests import Combination
+from metabatch.rundir.bundle import Combination
 
 ROUTES = 3
 # A route of so many genes lies halfway between its own weights and those of all genes.

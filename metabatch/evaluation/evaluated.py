@@ -17,9 +17,10 @@ from metabatch.ensemble.instances import consolidated_plan
 from metabatch.errors import InputError
 from metabatch.evaluation.evaluate import read_metrics
 from metabatch.resources.usage import ResourceUsage
+from metabatch.rundir.bundle import Bundle
 from metabatch.rundir.fingerprint import open_plan
 from metabatch.rundir.layout import RunDir
-from metabatch.rundir.manifests import Bundle, Done, Plan, load
+from metabatch.rundir.manifests import Done, Plan, load
 from metabatch.rundir.markers import MARKER, check_stage
 from metabatch.rundir.publish import sha256_file
 

@@ -18,8 +18,9 @@ from metabatch.analysis.shap_sums import merge_shap
 from metabatch.analysis.shap_words import shap_sentences, shap_shown
 from metabatch.ensemble.bundle import BUNDLE_FILE
 from metabatch.options import ANALYSES
+from metabatch.rundir.bundle import Bundle, Combination
 from metabatch.rundir.layout import RunDir
-from metabatch.rundir.manifests import Bundle, Combination, Plan, load
+from metabatch.rundir.manifests import Plan, load
 
 
 def explain_run(run: RunDir, plan: Plan, rows: ScoredRows, folder: Path, how: str) -> Sections:

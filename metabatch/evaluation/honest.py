@@ -84,14 +84,8 @@ def _speakers(run: RunDir, plan: Plan, genes: pl.DataFrame) -> tuple[dict[str, l
     """Which members (positions) may score which gene."""
     held = genes.filter(pl.col("split") == "holdout")["gene_id"].to_list()
     if held:
-        everyone = list(range(len(plan.instances)))
-        return dict.fromkeys(held, everyone), f"holdout genes ({plan.holdout.how}), scored by all members"
-    if not plan.options.n_folds and len(plan.instances) == 1:
-        raise InputError(
-            "there is no holdout and no cross-validation: nothing was kept back to evaluate on",
-            expected="holdout genes or out-of-fold scores",
-            next_step="plan again with --holdout-fraction above 0, or --n-folds 2 or more",
-        )
+        members = list(range(len(plan.instances)))
+        return dict.fromkeys(held, members), f"holdout genes ({plan.holdout.how}), scored by all members"
     scorable = set(home_instances(run, plan)["gene_id"])
     everyone = speakers(run, plan)
     # With a missing instance: a gene that nobody in the ensemble trained on, while all trained on its split group.
@@ -101,7 +95,10 @@ def _speakers(run: RunDir, plan: Plan, genes: pl.DataFrame) -> tuple[dict[str, l
     alone = sum(not members for members in may.values())
     if alone and not plan.options.n_folds:
         raise InputError(
-            f"{alone} gene(s) were trained on by every member and there are no out-of-fold scores",
+            "there is no holdout and no cross-validation: nothing was kept back to evaluate on"
+            if alone == len(may)
+            else f"{alone} gene(s) were trained on by every member and there are no out-of-fold scores",
+            expected="holdout genes or out-of-fold scores",
             next_step="plan again with --holdout-fraction above 0, or --n-folds 2 or more",
         )
     if alone == len(may):

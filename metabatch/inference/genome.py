@@ -27,8 +27,9 @@ from metabatch.errors import InputError, UsageError
 from metabatch.inference.modes import Output
 from metabatch.inference.request import GenomeAsked
 from metabatch.inference.rows import Batch, Step, predict_batches
+from metabatch.rundir.bundle import Bundle
 from metabatch.rundir.fingerprint import hash_texts
-from metabatch.rundir.manifests import Bundle, load
+from metabatch.rundir.manifests import load
 from metabatch.rundir.publish import sha256_file
 
 

@@ -21,8 +21,9 @@ from metabatch.inference.modes import Output, plan_output
 from metabatch.inference.request import Request
 from metabatch.inference.source import Part, Source
 from metabatch.inference.tracks import Places, find_places
+from metabatch.rundir.bundle import Bundle
 from metabatch.rundir.fingerprint import hash_texts
-from metabatch.rundir.manifests import Bundle, load, to_json
+from metabatch.rundir.manifests import load, to_json
 from metabatch.rundir.markers import MARKER, check_stage
 from metabatch.rundir.publish import sha256_file
 

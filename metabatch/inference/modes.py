@@ -17,7 +17,8 @@ from metabatch.data.batches import as_float32, as_numpy, carried
 from metabatch.data.schema import ColumnInfo, carried_types
 from metabatch.errors import InputError, UsageError
 from metabatch.inference.request import Request
-from metabatch.rundir.manifests import Bundle, CarriedType
+from metabatch.rundir.bundle import Bundle
+from metabatch.rundir.manifests import CarriedType
 
 _BACKGROUND = "neither"
 

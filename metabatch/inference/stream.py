@@ -22,7 +22,7 @@ from metabatch.resources.progress import Progress
 from metabatch.resources.signals import StopFlag, stop_on_signal
 from metabatch.rundir.lock import hold_folder
 from metabatch.rundir.manifests import Done
-from metabatch.rundir.markers import check_stage, finish_stage, is_marked
+from metabatch.rundir.markers import check_stage, is_marked
 from metabatch.rundir.publish import attempt_folder
 from metabatch.rundir.store import PartRecord, Store, earlier_output, no_empty_folder, tidy_parts
 
@@ -95,10 +95,7 @@ def predict(
         log.info("the meta-model was asked for %d of %d rows", asked, sum(p.rows for p in job.parts))
         if job.places is not None:
             _make_tracks(job, job.places, store, out, stop)
-        names = {p.name for p in store.files.glob("*")}
-        store.announce(names | set(done.files if done is not None else ()))
-        finish_stage(store.files, out, stage="predict", fingerprint=job.fingerprint, inputs=job.inputs)
-        store.clear()
+        store.publish("predict", job.fingerprint, job.inputs, done)
     return PredictResult(sum(r.rows for r in records), len(job.parts), already=False, kept_parts=kept)
 
 

@@ -24,8 +24,8 @@ from metabatch.errors import InputError
 from metabatch.inference.request import Request
 from metabatch.inference.writing import as_frame, gzip_file
 from metabatch.resources.signals import StopFlag
+from metabatch.rundir.bundle import Bundle
 from metabatch.rundir.layout import class_stems
-from metabatch.rundir.manifests import Bundle
 from metabatch.rundir.publish import named
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from metabatch.data.batches import as_float32, as_numpy
 from metabatch.models.calibration import EPS, normalise
-from metabatch.rundir.manifests import Combination
+from metabatch.rundir.bundle import Combination
 
 
 def pool(proba: np.ndarray, rule: Combination, level: np.ndarray | None = None) -> np.ndarray:

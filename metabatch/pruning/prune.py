@@ -26,7 +26,7 @@ from metabatch.resources.signals import StopFlag, stop_on_signal
 from metabatch.rundir.fingerprint import hash_texts
 from metabatch.rundir.lock import hold_folder
 from metabatch.rundir.manifests import Done, FileRecord, load, to_json
-from metabatch.rundir.markers import check_stage, finish_stage, is_marked
+from metabatch.rundir.markers import check_stage, is_marked
 from metabatch.rundir.publish import attempt_folder, named, sha256_file
 from metabatch.rundir.recipe import DATASET_FILE, MANIFEST_FILE, read_built
 from metabatch.rundir.store import PartRecord, Store, earlier_output, no_empty_folder, tidy_parts
@@ -105,9 +105,7 @@ def prune_features(
             store.clear()
             raise
         _make_sides(sides, record, shards, store, out)
-        store.announce({p.name for p in store.files.glob("*")} | set(done.files if done is not None else ()))
-        finish_stage(store.files, out, stage=STAGE, fingerprint=fingerprint, inputs=record.inputs)
-        store.clear()
+        store.publish(STAGE, fingerprint, record.inputs, done)
     return PruneResult(record, len(table.shards), already=False, kept_parts=kept)
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from metabatch.errors import InputError
-from metabatch.options import CombinationMethod, Options
+from metabatch.options import Options
 from metabatch.resources.law import MemoryLaw
 from metabatch.rundir.layout import FORMAT_VERSION
 from metabatch.rundir.publish import write_bytes
@@ -18,11 +18,11 @@ AbsentPolicy = Literal["zero", "null"]
 CarriedType = Literal["int64", "uint64", "double", "string"]
 
 
-class _Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
-class Shard(_Manifest, frozen=True, kw_only=True):
+class Shard(Manifest, frozen=True, kw_only=True):
     """One parquet file as it was when the plan was made. `row_groups`: rows of each row group."""
 
     name: str
@@ -33,7 +33,7 @@ class Shard(_Manifest, frozen=True, kw_only=True):
     row_groups: tuple[int, ...]
 
 
-class Dataset(_Manifest, frozen=True, kw_only=True):
+class Dataset(Manifest, frozen=True, kw_only=True):
     """The data set under a plan. `shards` are in canonical order (by sha256), not by name."""
 
     path: str
@@ -43,7 +43,7 @@ class Dataset(_Manifest, frozen=True, kw_only=True):
     shards: tuple[Shard, ...]
 
 
-class Feature(_Manifest, frozen=True, kw_only=True):
+class Feature(Manifest, frozen=True, kw_only=True):
     """One column of the matrix: how it is typed, filled and encoded, in training and inference alike.
 
     sentinel : the value that missing cells get, with that policy.
@@ -57,12 +57,12 @@ class Feature(_Manifest, frozen=True, kw_only=True):
     sentinel: float | None = None
 
 
-class ExcludedColumn(_Manifest, frozen=True, kw_only=True):
+class ExcludedColumn(Manifest, frozen=True, kw_only=True):
     name: str
     reason: str
 
 
-class FeatureSet(_Manifest, frozen=True, kw_only=True):
+class FeatureSet(Manifest, frozen=True, kw_only=True):
     """features.json. All three lists are in matrix order.
 
     densities : part of a feature's cells that the matrix stores (the rest is missing).
@@ -77,7 +77,7 @@ class FeatureSet(_Manifest, frozen=True, kw_only=True):
     has_missing: bool
 
 
-class Columns(_Manifest, frozen=True, kw_only=True):
+class Columns(Manifest, frozen=True, kw_only=True):
     """Which column plays which role, as resolved by `plan`.
 
     scores : class -> base score column.
@@ -98,18 +98,18 @@ class Columns(_Manifest, frozen=True, kw_only=True):
     carried: dict[str, CarriedType]
 
 
-class Budget(_Manifest, frozen=True, kw_only=True):
+class Budget(Manifest, frozen=True, kw_only=True):
     bytes: int
     source: str
 
 
-class Holdout(_Manifest, frozen=True, kw_only=True):
+class Holdout(Manifest, frozen=True, kw_only=True):
     genes: int
     rows: int
     how: str
 
 
-class Alternative(_Manifest, frozen=True, kw_only=True):
+class Alternative(Manifest, frozen=True, kw_only=True):
     """A strategy with its predicted peak and time relative to `single`; `why_not` is None for the chosen one.
 
     page_cache_bytes : memory outside the process in which external memory keeps its pages at full speed; with less
@@ -124,7 +124,7 @@ class Alternative(_Manifest, frozen=True, kw_only=True):
     why_not: str | None
 
 
-class PlannedInstance(_Manifest, frozen=True, kw_only=True):
+class PlannedInstance(Manifest, frozen=True, kw_only=True):
     """One task of the array.
 
     page_bytes : size of the page files of external memory; 0 when the matrix is in memory.
@@ -143,7 +143,7 @@ class PlannedInstance(_Manifest, frozen=True, kw_only=True):
     batch_rows: int
 
 
-class Lowered(_Manifest, frozen=True, kw_only=True):
+class Lowered(Manifest, frozen=True, kw_only=True):
     """A quality knob that a profile or limit moved away from its default; an analysis left out goes from 1 to 0."""
 
     option: str
@@ -156,7 +156,7 @@ class Lowered(_Manifest, frozen=True, kw_only=True):
         return f"{self.option} {self.default:g} -> {self.value:g} ({self.because})"
 
 
-class Booster(_Manifest, frozen=True, kw_only=True):
+class Booster(Manifest, frozen=True, kw_only=True):
     """XGBoost settings that follow from the data (weights), with the reason."""
 
     base_score: float
@@ -164,7 +164,7 @@ class Booster(_Manifest, frozen=True, kw_only=True):
     because: str
 
 
-class ProbeResult(_Manifest, frozen=True, kw_only=True):
+class ProbeResult(Manifest, frozen=True, kw_only=True):
     """What a trial on a few real rows measured (`metabatch.training.probe`); bytes and seconds.
 
     rows, matrix_bytes : rows of each size tried and the memory its matrix took.
@@ -184,7 +184,7 @@ class ProbeResult(_Manifest, frozen=True, kw_only=True):
     tree_seconds: tuple[float, ...]
 
 
-class Teacher(_Manifest, frozen=True, kw_only=True):
+class Teacher(Manifest, frozen=True, kw_only=True):
     """The ensemble whose soft labels a student is trained on.
 
     fingerprint : of its plan. bundle : sha256 of its bundle.json, which holds how the members are combined.
@@ -209,7 +209,7 @@ class Teacher(_Manifest, frozen=True, kw_only=True):
         return f"the {count} of plan {self.fingerprint[:12]} in {self.path}; soft labels: {self.how}{mixed}{fewer}"
 
 
-class Plan(_Manifest, frozen=True, kw_only=True):
+class Plan(Manifest, frozen=True, kw_only=True):
     """plan.json.
 
     fingerprint : sha256 over what decides the models; stages carry it.
@@ -247,12 +247,12 @@ class Plan(_Manifest, frozen=True, kw_only=True):
     recipe: dict[str, Any] | None = None
 
 
-class FileRecord(_Manifest, frozen=True, kw_only=True):
+class FileRecord(Manifest, frozen=True, kw_only=True):
     bytes: int
     sha256: str
 
 
-class Done(_Manifest, frozen=True, kw_only=True):
+class Done(Manifest, frozen=True, kw_only=True):
     """A stage's completion marker. `ledger`: genes really trained (instances only)."""
 
     format_version: int = FORMAT_VERSION
@@ -263,58 +263,6 @@ class Done(_Manifest, frozen=True, kw_only=True):
     files: dict[str, FileRecord]
     ledger: tuple[str, ...] | None = None
     inputs: dict[str, str] = {}
-
-
-class BundleMember(_Manifest, frozen=True, kw_only=True):
-    index: int
-    genes: int
-    rows: int
-
-
-class Combination(_Manifest, frozen=True, kw_only=True):
-    """How members are made one model (`metabatch.models.pooling`).
-
-    weights : of each member in the mean of probabilities; a member of weight 0 is not asked.
-    coefficients, intercept : of a softmax over the members' log-probabilities, shapes (k, m * k) and (k,), which then
-        stands instead of the mean (logit-mean, stacking); empty without.
-    feature, edges, routes : of routing by gene: a feature that is the same in all rows of a gene, the values at which
-        the next route begins, ascending, and each route's weights, shape (len(edges) + 1, m). `weights` are then for
-        genes without that feature.
-    note : why this one.
-    """
-
-    method: CombinationMethod
-    weights: tuple[float, ...]
-    coefficients: tuple[tuple[float, ...], ...] = ()
-    intercept: tuple[float, ...] = ()
-    feature: str = ""
-    edges: tuple[float, ...] = ()
-    routes: tuple[tuple[float, ...], ...] = ()
-    note: str = ""
-
-
-class Bundle(_Manifest, frozen=True, kw_only=True):
-    """ensemble/bundle.json: everything a prediction needs besides the boosters.
-
-    strategy : of the plan, or "distilled".
-    thresholds : class -> threshold of the meta-model's score for a call; empty without out-of-fold scores.
-    missing : planned instances that it was made without (`consolidate --allow-missing`).
-    recipe : as in the plan; `predict --genome` follows it.
-    """
-
-    format_version: int = FORMAT_VERSION
-    metabatch_version: str
-    xgboost_version: str
-    fingerprint: str
-    strategy: str
-    combination: Combination
-    columns: Columns
-    features: tuple[Feature, ...]
-    members: tuple[BundleMember, ...]
-    missing: tuple[int, ...] = ()
-    lowered: tuple[Lowered, ...] = ()
-    thresholds: dict[str, float] = {}
-    recipe: dict[str, Any] | None = None
 
 
 def to_json(value: Any) -> bytes:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -21,7 +21,7 @@ from metabatch.rundir.layout import is_passing
 from metabatch.rundir.lease import tidy
 from metabatch.rundir.lock import held
 from metabatch.rundir.manifests import Done, load, to_json
-from metabatch.rundir.markers import MARKER, is_marked
+from metabatch.rundir.markers import MARKER, finish_stage, is_marked
 from metabatch.rundir.publish import publish_files, sha256_file, write_bytes
 
 log = logging.getLogger(__name__)
@@ -102,10 +102,19 @@ class Store:
         self.files.mkdir(parents=True, exist_ok=True)
         publish_files(folder, self.files)
 
-    def announce(self, names: Collection[str]) -> None:
-        """Write down which files of `out` are about to come and go."""
+    def publish(self, stage: str, fingerprint: str, inputs: Mapping[str, str], earlier: Done | None) -> None:
+        """Move the files to `out` as the output of `stage`, and delete the store.
+
+        Parameters
+        ----------
+        earlier : Done, optional
+            The marker of the output that lies there and is replaced.
+        """
         self.files.mkdir(parents=True, exist_ok=True)
-        write_bytes(self._root / _PUBLISHING, to_json(sorted(names)))
+        names = {p.name for p in self.files.glob("*")} | set(earlier.files if earlier is not None else ())
+        write_bytes(self._root / _PUBLISHING, to_json(sorted(names)))  # these are about to come and go
+        finish_stage(self.files, self._out, stage=stage, fingerprint=fingerprint, inputs=dict(inputs))
+        self.clear()
 
     def clear(self) -> None:
         """Delete all of it."""

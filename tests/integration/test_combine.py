@@ -22,7 +22,8 @@ from metabatch.ensemble.estimator import MetaModel
 from metabatch.errors import UsageError
 from metabatch.models.pooling import pool
 from metabatch.options import COMBINATIONS
-from metabatch.rundir.manifests import Combination, Plan, load, save
+from metabatch.rundir.bundle import Combination
+from metabatch.rundir.manifests import Plan, load, save
 from tests.conftest import DEMO, NO_ANALYSES, plan_of, start, succeed, train_all
 
 CLASSES = ("neither", "donor", "acceptor")

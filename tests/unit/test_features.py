@@ -42,7 +42,8 @@ from metabatch.building.shards import ShardPlan, group_rows, write_shard
 from metabatch.errors import InputError, UsageError
 from metabatch.inference.genome import GenomeRows, open_genome
 from metabatch.inference.request import GenomeAsked
-from metabatch.rundir.manifests import Bundle, Columns, Combination, save
+from metabatch.rundir.bundle import Bundle, Combination
+from metabatch.rundir.manifests import Columns, save
 
 ROOT = Path(__file__).resolve().parents[2]
 WINDOWS = ROOT.parent / "shared" / "data" / "hg19-windows"

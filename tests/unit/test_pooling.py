@@ -23,7 +23,7 @@ from metabatch.ensemble.routing import GeneLevels
 from metabatch.errors import InputError
 from metabatch.models.pooling import pool
 from metabatch.options import COMBINATIONS
-from metabatch.rundir.manifests import Combination
+from metabatch.rundir.bundle import Combination
 from tests.conftest import ROOT
 
 CLASSES = ("neither", "donor", "acceptor")
