@@ -4,8 +4,8 @@
 
 A section that is not run keeps its last table. Each says when and on what it was measured. All of them need about two
 hours on 2 cores and 12 GB free. The executables use their own environment as always; `peers` needs lightgbm and pandas
-in this one, `limits`, `ladder` and `pruning` need root and METABATCH_MEMLIMIT, a script that runs a command
-under a hard kernel limit.
+in this one, `limits`, `ladder`, `incremental` and `pruning` need root and METABATCH_MEMLIMIT, a script that runs a
+command under a hard kernel limit.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from checkpoints import checkpoints_table
 from ensembles import ensembles_lines
 from genome import genome_lines
 from growth import SIZES, growth_table
+from incremental import incremental_lines
 from inference import inference_table, make_data
 from limits import ladder_lines, limits_table, sample_lines
 from memory_law import law_table
@@ -46,6 +47,7 @@ TITLES = {
     "checkpoints": "What checkpoints cost",
     "analyses": "What the analyses of a 1,500-gene instance cost",
     "ensembles": "One model, members, combinations and the student on genes none of them saw",
+    "incremental": "Linear models out of core",
     "inference": "Prediction: rows a second",
     "genome": "From a genome to all its positions",
     "building": "Building data sets: rows a second and memory",
@@ -113,6 +115,7 @@ def main() -> None:
             "genome": lambda: genome_lines(place),
             "building": lambda: building_lines(place),
             "pruning": lambda: pruning_lines(table(REFERENCE_GENES), place),
+            "incremental": lambda: incremental_lines(table(REFERENCE_GENES), table(1500), place),
             "inference": lambda: inference_table(make_data(place), place),
         }
         for section in given.sections.split(","):

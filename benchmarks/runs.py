@@ -34,6 +34,8 @@ class Trained:
 def make_plan(data: Path, run: Path, *words: str) -> dict[str, Any]:
     """`plan` without a holdout, without early stopping and without analyses, unless asked for; plan.json."""
     usual = {"--holdout-fraction": "0", "--early-stopping-patience": "0", "--analyses": "none"}
+    if "incremental" in words:  # nothing is boosted
+        del usual["--early-stopping-patience"]
     fixed = [word for option, value in usual.items() if option not in words for word in (option, value)]
     _run([ROOT / "bin/plan", "--quiet", *fixed, *words, data, run], run.parent)
     return json.loads((run / "plan.json").read_text())

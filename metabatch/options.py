@@ -13,7 +13,8 @@ import msgspec
 
 from metabatch.errors import UsageError
 
-Strategy = Literal["auto", "single", "external", "multi-instance"]
+Strategy = Literal["auto", "single", "external", "multi-instance", "incremental"]
+ModelSpec = Literal["sgd_logistic", "sgd_modified_huber", "sgd_hinge"]
 MissingValues = Literal["auto", "native"]
 Profile = Literal["default", "auto", "low", "standard", "high"]
 CalibrationMethod = Literal["platt", "isotonic", "temperature", "none", "auto"]
@@ -79,6 +80,11 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     calibration: CalibrationMethod = "platt"
     prior: dict[str, float] = {}
     threads: int | None = None
+    # training of linear models (strategy incremental)
+    model_spec: ModelSpec = "sgd_logistic"
+    batch_size: int = 250_000
+    epochs: int = 10
+    alpha: float = 1e-3
     # ensemble
     combine: CombineOption = "auto"
     # analysis
@@ -110,6 +116,9 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "n_folds": (0, 100, True),
     "early_stopping_patience": (0, 100_000, True),
     "threads": (1, 4096, True),
+    "batch_size": (1_000, math.inf, True),
+    "epochs": (1, 1_000, True),
+    "alpha": (0.0, 1_000.0, True),
     "diagnostic_rows": (100, 10_000_000, True),
     "neigh_sample": (1, 1_000_000, True),
     "neigh_window": (1, 1_000, True),

@@ -7,7 +7,6 @@ An analysis is a function that returns a `Found`. `study` runs it, writes its ta
 from __future__ import annotations
 
 import errno
-import io
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ import polars as pl
 from metabatch.errors import InterruptedRunError
 from metabatch.rundir.manifests import to_json
 from metabatch.rundir.publish import write_bytes
+from metabatch.rundir.tables import write_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -149,13 +149,6 @@ def _written(name: str, title: str, found: Found, folder: Path) -> Section:
         name=name, title=title, status="made", on=found.on, says=tuple(found.says), flags=tuple(found.flags),
         facts=facts, shown=shown, pictures=pictures, tables=tuple(f"{t}.parquet" for t in found.tables),
     )  # fmt: skip
-
-
-def write_table(path: Path, frame: pl.DataFrame) -> None:
-    """As parquet; on a full disk an OSError with its number, where polars' own error is a ComputeError without one."""
-    buffer = io.BytesIO()
-    frame.write_parquet(buffer)
-    write_bytes(path, buffer.getvalue())
 
 
 def _save(picture: Picture, folder: Path) -> PictureFile:

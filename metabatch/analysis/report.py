@@ -50,6 +50,21 @@ def plan_facts(plan: Plan, changed: Sequence[Lowered]) -> list[tuple[str, str]]:
     """How a run was made: what and why, in words."""
     o = plan.options
     lowered = "; ".join(x.text() for x in changed)
+    if plan.strategy == "incremental":
+        models = [
+            ("linear models", f"{o.model_spec}, up to {o.epochs} epochs, batches of {o.batch_size:,} rows, L2 penalty "
+                              f"{o.alpha:g}, {o.n_folds} folds, calibration {o.calibration}"),
+            ("weights", plan.columns.weight or "none"),
+        ]  # fmt: skip
+    else:
+        models = [
+            ("boosters", f"up to {o.n_estimators} trees, learning rate {o.learning_rate:g}, depth {o.max_depth}, "
+                         f"subsample {o.subsample:g}, columns {o.colsample_bytree:g}, {o.max_bin} bins, {o.n_folds} "
+                         f"folds, early stopping after {o.early_stopping_patience} rounds, calibration "
+                         f"{o.calibration}"),
+            ("weights", f"{plan.columns.weight or 'none'}: base_score {plan.booster.base_score:g}, min_child_weight "
+                        f"{plan.booster.min_child_weight:g} ({plan.booster.because})"),
+        ]  # fmt: skip
     taught = [] if plan.teacher is None else [("distilled from", plan.teacher.text())]
     return [
         *taught,
@@ -59,11 +74,7 @@ def plan_facts(plan: Plan, changed: Sequence[Lowered]) -> list[tuple[str, str]]:
                      "of the training genes"),
         ("holdout", f"{plan.holdout.genes:,} genes, {plan.holdout.rows:,} rows: {plan.holdout.how}"),
         ("splits keep together", plan.columns.split or plan.columns.group),
-        ("boosters", f"up to {o.n_estimators} trees, learning rate {o.learning_rate:g}, depth {o.max_depth}, subsample "
-                     f"{o.subsample:g}, columns {o.colsample_bytree:g}, {o.max_bin} bins, {o.n_folds} folds, "
-                     f"early stopping after {o.early_stopping_patience} rounds, calibration {o.calibration}"),
-        ("weights", f"{plan.columns.weight or 'none'}: base_score {plan.booster.base_score:g}, min_child_weight "
-                    f"{plan.booster.min_child_weight:g} ({plan.booster.because})"),
+        *models,
         ("quality settings changed", lowered or "none"),
         ("budget", f"{plan.budget.bytes / 2**30:.2f} GB per instance ({plan.budget.source})"),
         ("seed", str(plan.seed)),

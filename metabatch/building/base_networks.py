@@ -5,8 +5,8 @@ Both come with optional extras, and are imported when they are opened. Written a
 the tests of this project, which have no torch.
 
 Sequence goes through in blocks of one shape, one at a time: the values of a position then do not depend on the length
-of its gene. Another version of torch, another number of its threads or another kind of processor may round
-differently, so features for a model want the same ones. Always on the CPU.
+of its gene. One thread, always on the CPU. Another version of torch or another kind of processor may round differently,
+so features for a model want the same ones.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class OpenSpliceAI:
 
     def __init__(self, path: Path, known: Sequence[Source] = ()) -> None:
         try:
-            import torch
+            torch = _one_thread()
             from openspliceai.train_base.openspliceai import SpliceAI as Network
         except ImportError as error:
             raise not_installed("openspliceai", "openspliceai", error) from None
@@ -94,6 +94,7 @@ class SpliceAI:
         # Keras looks at this when it is imported.
         os.environ.setdefault("KERAS_BACKEND", "torch")
         try:
+            _one_thread()
             import keras
         except ImportError as error:
             raise not_installed("spliceai", "spliceai", error) from None
@@ -119,6 +120,14 @@ class SpliceAI:
     def _block(self, one_hot: np.ndarray) -> np.ndarray:
         outs = [np.asarray(network.predict_on_batch(one_hot[None]))[0] for network in self._networks]
         return np.asarray(np.mean(outs, axis=0))
+
+
+def _one_thread() -> Any:
+    """torch, with one thread: sums in several end in other bits, and workers are processes already."""
+    import torch
+
+    torch.set_num_threads(1)
+    return torch
 
 
 def _in_blocks(

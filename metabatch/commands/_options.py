@@ -38,7 +38,7 @@ _DATA = {
     "allow_features": ("LIST", "Columns to use although they are left out by default; list or file as above."),
 }  # fmt: skip
 _PLANNING = {
-    "strategy": ("NAME", "auto, single, external or multi-instance."),
+    "strategy": ("NAME", "auto, single, external, multi-instance, or incremental: linear models, never by auto."),
     "genes_per_instance": ("N", "Genes per instance."),
     "instance_overlap": ("FRACTION", "Part of an instance's genes shared with others."),
     "max_instances": ("N", "Most instances."),
@@ -73,6 +73,12 @@ _TRAINING = {
     ),
     "threads": ("N", "Threads (default: the CPUs this process may use)."),
 }
+_LINEAR = {
+    "model_spec": ("NAME", "Loss of the linear models: sgd_logistic, sgd_modified_huber or sgd_hinge."),
+    "batch_size": ("N", "Rows in memory at a time, shuffled; fewer where so many do not fit."),
+    "epochs": ("N", "Most passes of learning over the rows; it ends after one that no held-out fold gained by."),
+    "alpha": ("X", "Strength of the L2 penalty."),
+}
 _ENSEMBLE = {
     "combine": (
         "RULE",
@@ -91,6 +97,7 @@ SECTIONS: Sections = {
     "Data": _DATA,
     "Planning": _PLANNING,
     "Training": _TRAINING,
+    "Linear models (--strategy incremental)": _LINEAR,
     "Ensemble": _ENSEMBLE,
     "Analysis": _ANALYSIS,
 }

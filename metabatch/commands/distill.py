@@ -29,8 +29,8 @@ number of trees of each class is the smallest that costs at most 0.002 AP on a h
 Options:
   --label-share X         Part of the true label in what the student learns from, 0 to 1; the rest is the ensemble's
                           probability (default: {LABEL_SHARE:g}).
-  --gain-share X          The student has the fewest features that carry this part of the gain of the teacher's splits;
-                          1: all of the teacher's features (default: {GAIN_SHARE:g}).
+  --gain-share X          The student has the fewest features that carry this part of the gain of the teacher's splits,
+                          but at least 100; 1: all of the teacher's features (default: {GAIN_SHARE:g}).
   --plan-only             Only plan, and print the line for a cluster.
 
 {sections_text(STUDENT_SECTIONS, inherited=UNLESS_GIVEN)}

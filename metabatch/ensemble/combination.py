@@ -18,7 +18,6 @@ import polars as pl
 import pyarrow as pa
 
 from metabatch.analysis.comparison import compare
-from metabatch.analysis.frame import write_table
 from metabatch.analysis.sampling import draw_units
 from metabatch.analysis.scored import ScoredRows, best_thresholds, resampling_units
 from metabatch.data.batches import RowCount, as_float32, as_numpy, as_text
@@ -35,7 +34,7 @@ from metabatch.resources.progress import Progress
 from metabatch.rundir.bundle import Combination
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.manifests import Plan, save
-from metabatch.rundir.tables import read_genes
+from metabatch.rundir.tables import read_genes, write_table
 
 log = logging.getLogger(__name__)
 # Whole genes with at most so many rows are learned from: every member scores them.

@@ -12,7 +12,6 @@ import polars as pl
 import xgboost as xgb
 
 from metabatch import __version__
-from metabatch.analysis.frame import write_table
 from metabatch.analysis.scored import best_thresholds, load_out_of_fold
 from metabatch.ensemble.bundle import BUNDLE_FILE, member_folder
 from metabatch.ensemble.combination import learn_combination, save_combination
@@ -32,7 +31,7 @@ from metabatch.rundir.lock import hold_folder
 from metabatch.rundir.manifests import Lowered, Plan, load, save
 from metabatch.rundir.markers import check_stage, finish_stage, is_marked
 from metabatch.rundir.publish import attempt_folder
-from metabatch.rundir.tables import read_features
+from metabatch.rundir.tables import read_features, write_table
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from metabatch.data.batches import as_matrix
 from metabatch.data.preprocess import Preprocessor
 from metabatch.errors import UsageError
-from metabatch.models.member import Member, MemberInParts
+from metabatch.models.member import AnyMember
 from metabatch.models.pooling import gene_level, pool
 from metabatch.resources.law import WHOLE_GROUP_ROWS
 from metabatch.rundir.bundle import Bundle
@@ -45,9 +45,7 @@ class MetaModel(ClassifierMixin, BaseEstimator):
     n_features_in_ : int
     """
 
-    def __init__(
-        self, bundle: Bundle, members: Sequence[Member | MemberInParts], *, fill_missing_kmers: bool = False
-    ) -> None:
+    def __init__(self, bundle: Bundle, members: Sequence[AnyMember], *, fill_missing_kmers: bool = False) -> None:
         self.bundle = bundle
         self.members = members
         self.fill_missing_kmers = fill_missing_kmers

@@ -30,11 +30,15 @@ from metabatch.ensemble.instances import consolidated_plan, ensemble_inputs
 from metabatch.ensemble.speakers import member_scores, out_of_fold_rows, speakers
 from metabatch.errors import InputError
 from metabatch.resources.progress import Progress
+from metabatch.rundir.bundle import Bundle
 from metabatch.rundir.fingerprint import open_plan
 from metabatch.rundir.layout import RunDir, require_run
-from metabatch.rundir.manifests import ExcludedColumn, Plan, Teacher
+from metabatch.rundir.manifests import ExcludedColumn, Plan, Teacher, load
 from metabatch.rundir.publish import named, sha256_file
 from metabatch.rundir.tables import home_instances, read_features, read_genes
+
+# A student has so many features, where the teacher uses so many, however few carry its gain.
+LEAST_FEATURES = 100
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def open_teacher(path: str, label_share: float, gain_share: float) -> TeachingRu
     record = Teacher(
         fingerprint=plan.fingerprint, bundle=sha256_file(run.ensemble / BUNDLE_FILE), members=len(plan.instances),
         how=_how(len(may), alone), path=str(run.root.resolve()), label_share=label_share,
-        gain_share=gain_share,
+        gain_share=gain_share, missing=load(run.ensemble / BUNDLE_FILE, Bundle).missing,
     )  # fmt: skip
     return TeachingRun(run, plan, genes, _excluded(run, gain_share), may, record)
 
@@ -118,7 +122,13 @@ def _excluded(run: RunDir, gain_share: float) -> tuple[ExcludedColumn, ...]:
     if gain_share == 1:
         return own
     model = load_bundle(run.ensemble)
-    kept = set(carrying_features(model, gain_share))
+    kept = set(carrying_features(model, gain_share, LEAST_FEATURES))
+    if not kept:
+        raise InputError(
+            "the teacher's trees split by no feature, or it has no trees",
+            expected="gains of splits, by which the student's features are chosen", where=str(run.root),
+            next_step="give --gain-share 1 for all of the teacher's features",
+        )  # fmt: skip
     reason = f"not among the features that carry {gain_share:.4g} of the gain of the teacher's splits"
     return (*own, *(ExcludedColumn(name=n, reason=reason) for n in model.feature_names if n not in kept))
 

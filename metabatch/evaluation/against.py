@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 
-from metabatch.analysis.frame import write_table
 from metabatch.errors import InputError
 from metabatch.evaluation.against_report import as_frame, render
 from metabatch.evaluation.evaluated import Evaluated, check_comparable, open_evaluated
@@ -21,6 +20,7 @@ from metabatch.rundir.lock import hold_folder
 from metabatch.rundir.manifests import save
 from metabatch.rundir.markers import MARKER, check_stage, finish_stage, is_marked
 from metabatch.rundir.publish import attempt_folder, sha256_file, write_bytes
+from metabatch.rundir.tables import write_table
 
 STAGE = "against"
 _COMPARISON = "comparison.json"

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from metabatch.analysis.comparison import compare
-from metabatch.analysis.frame import Sections, write_table
+from metabatch.analysis.frame import Sections
 from metabatch.analysis.per_gene import per_gene
 from metabatch.analysis.scored import load_out_of_fold, load_scored, resampling_units
 from metabatch.data.shards import verify_unchanged
@@ -30,6 +30,7 @@ from metabatch.rundir.lock import hold_folder
 from metabatch.rundir.manifests import Plan, save
 from metabatch.rundir.markers import MARKER, check_stage, finish_stage, is_marked
 from metabatch.rundir.publish import attempt_folder, sha256_file, write_bytes
+from metabatch.rundir.tables import write_table
 
 
 @dataclass(frozen=True)

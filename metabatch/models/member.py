@@ -1,4 +1,4 @@
-"""One trained member: a booster and a calibration per class."""
+"""One trained member: a booster, or a line, and a calibration per class."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import xgboost as xgb
 
 from metabatch.errors import InputError
 from metabatch.models.calibration import Calibration
+from metabatch.models.linear import LINEAR_FILE, LinearMember, linear_table, read_linear
 from metabatch.rundir.layout import class_stems
 from metabatch.rundir.publish import write_bytes
+from metabatch.rundir.tables import write_table
 
 CALIBRATION_FILE = "calibration.json"
 _PART = "part-"
@@ -43,7 +45,7 @@ class Member:
 class MemberInParts:
     """An instance whose genes were trained in parts: the mean of the parts' probabilities."""
 
-    parts: Sequence[Member]
+    parts: Sequence[Member | LinearMember]
 
     def predict_proba(self, batch: np.ndarray) -> np.ndarray:
         """As `Member.predict_proba`."""
@@ -54,8 +56,11 @@ class MemberInParts:
             part.set_threads(threads)
 
 
-def save_member(folder: Path, parts: Sequence[Member]) -> None:
-    """Write {class}.ubj and calibration.json into `folder`, or into ``part-0``, ``part-1``, … below it."""
+type AnyMember = Member | LinearMember | MemberInParts
+
+
+def save_member(folder: Path, parts: Sequence[Member | LinearMember]) -> None:
+    """Write {class}.ubj, or linear.parquet, and calibration.json into `folder`, or its ``part-0``, ``part-1``, …"""
     if len(parts) == 1:
         _save(folder, parts[0])
         return
@@ -63,7 +68,7 @@ def save_member(folder: Path, parts: Sequence[Member]) -> None:
         _save(folder / f"{_PART}{number}", part)
 
 
-def load_member(folder: Path, threads: int) -> Member | MemberInParts:
+def load_member(folder: Path, threads: int) -> AnyMember:
     """Read what `save_member` wrote."""
     parts = sorted(folder.glob(f"{_PART}*"), key=lambda p: int(p.name.removeprefix(_PART)))
     if parts:
@@ -71,19 +76,24 @@ def load_member(folder: Path, threads: int) -> Member | MemberInParts:
     return _load(folder, threads)
 
 
-def _save(folder: Path, member: Member) -> None:
+def _save(folder: Path, member: Member | LinearMember) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     classes = member.calibration.classes
-    for name, stem in zip(classes, class_stems(classes), strict=True):
-        # Not save_model: on a full disk it raises XGBoost's own error instead of an OSError with its errno.
-        write_bytes(folder / f"{stem}.ubj", bytes(member.boosters[name].save_raw("ubj")))
+    if isinstance(member, LinearMember):
+        write_table(folder / LINEAR_FILE, linear_table(member.linear, classes))
+    else:
+        for name, stem in zip(classes, class_stems(classes), strict=True):
+            # Not save_model: on a full disk it raises XGBoost's own error instead of an OSError with its errno.
+            write_bytes(folder / f"{stem}.ubj", bytes(member.boosters[name].save_raw("ubj")))
     record = msgspec.json.format(msgspec.json.encode(member.calibration), indent=2)
     write_bytes(folder / CALIBRATION_FILE, record + b"\n")
 
 
-def _load(folder: Path, threads: int) -> Member:
+def _load(folder: Path, threads: int) -> Member | LinearMember:
     try:
         calibration = msgspec.json.decode((folder / CALIBRATION_FILE).read_bytes(), type=Calibration)
+        if (folder / LINEAR_FILE).is_file():
+            return read_linear(folder, calibration)
         classes = calibration.classes
         boosters = {
             name: xgb.Booster({"nthread": threads}, model_file=folder / f"{stem}.ubj")

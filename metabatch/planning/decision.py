@@ -11,6 +11,7 @@ import polars as pl
 from metabatch.errors import BudgetError
 from metabatch.options import Options
 from metabatch.planning.duration import speed_of
+from metabatch.planning.linear import INCREMENTAL, with_batch
 from metabatch.planning.profiles import without
 from metabatch.planning.strategies import GIB, Choice, choose
 from metabatch.resources.law import MemoryLaw
@@ -71,5 +72,8 @@ def decide(
             continue
         for gone in lowered:
             log.warning("%s is left out: %s", gone.option, because)
+        if choice.strategy == INCREMENTAL:
+            leaner, smaller = with_batch(leaner, choice.batch_rows, budget.bytes)
+            lowered = (*lowered, *smaller)
         return Decision(leaner, law, choice, why, alternatives, lowered)
     raise refusal or RuntimeError("nothing was tried")

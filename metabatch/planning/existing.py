@@ -8,6 +8,7 @@ import msgspec
 
 from metabatch.errors import InputError, OwnedError
 from metabatch.options import Options
+from metabatch.planning.linear import batch_as_planned
 from metabatch.planning.profiles import apply_profile, as_planned, tier_of
 from metabatch.rundir.fingerprint import dataset_fingerprint, open_plan
 from metabatch.rundir.jobs import open_jobs
@@ -51,7 +52,7 @@ def existing_plan(
             next_step="choose a new run directory, or --force to replace the plan and discard what it trained",
         )
     tier = plan.profile if options.profile == plan.options.profile else tier_of(options, 0)
-    asked = as_planned(apply_profile(options, explicit, tier)[0], plan.lowered)
+    asked = batch_as_planned(as_planned(apply_profile(options, explicit, tier)[0], plan.lowered), plan.lowered)
     old, new = (
         msgspec.structs.asdict(msgspec.structs.replace(o, threads=None, learn_from=None)) for o in (plan.options, asked)
     )

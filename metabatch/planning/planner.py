@@ -25,6 +25,7 @@ from metabatch.planning.decision import decide
 from metabatch.planning.existing import existing_plan
 from metabatch.planning.holdout import fitted_problems, planned_genes, training_problems
 from metabatch.planning.learning import learned_law
+from metabatch.planning.linear import INCREMENTAL, check_model_options
 from metabatch.planning.memory import largest_group, memory_law, room_per_cell
 from metabatch.planning.probing import run_probe
 from metabatch.planning.profiles import apply_profile, tier_of
@@ -80,6 +81,7 @@ def make_plan(
         Nothing is written then.
     """
     validate(options)
+    check_model_options(options, explicit)
     budget, memory = decide_budget(options)
     place = dataset.resolve()
     shards = scan_shards(place)
@@ -110,7 +112,10 @@ def make_plan(
     features, cuts, notes = measure_features(
         pieces, int(genes["rows"].sum()), candidates, screened.excluded, columns.group,
         training["gene_id"].to_list(), count, options.max_bin, options.threads or cpu_count(),
-        Wish(options.missing_policy == "native", _rooms(training, len(candidates), options, budget)),
+        Wish(
+            options.missing_policy == "native" or options.strategy == INCREMENTAL,  # to a line, zero is a number
+            _rooms(training, len(candidates), options, budget),
+        ),
     )  # fmt: skip
     log.info("feature scan: %s rows read for %s asked", f"{count.read:,}", f"{count.asked:,}")
     warnings = [
@@ -223,11 +228,14 @@ def _instances(
     genes: pl.DataFrame, allocation: Allocation, choice: Choice, law: MemoryLaw, budget: Budget
 ) -> tuple[PlannedInstance, ...]:
     rows = allocation.rows(genes["rows"].to_numpy())
-    external = choice.strategy == "external"
+    external, linear = choice.strategy == "external", choice.strategy == INCREMENTAL
     planned = []
     for index, (core, overlap) in enumerate(zip(allocation.core, allocation.overlap, strict=True)):
         size, count = int(rows[index]), len(core) + len(overlap)
-        peak = law.external(size, choice.batch_rows) if external else law.in_memory(size, count)
+        if linear:
+            peak = law.incremental(size, choice.batch_rows)
+        else:
+            peak = law.external(size, choice.batch_rows) if external else law.in_memory(size, count)
         pages = law.page_bytes(size) if external else 0
         # The page cache counts as the job's memory: without room for it every tree is read from disk.
         # In steps, so that instances that differ by some rows can be tasks of one array.

@@ -12,7 +12,9 @@ from metabatch.errors import BudgetError
 from metabatch.options import Options
 from metabatch.planning.allocation import Allocation, allocate, instance_count, smallest_covering_size
 from metabatch.planning.duration import Speed, instance_seconds
+from metabatch.planning.linear import INCREMENTAL, batch_that_fits, incremental_seconds
 from metabatch.resources.law import WHOLE_GROUP_ROWS, MemoryLaw
+from metabatch.resources.limits import cpu_count
 from metabatch.rundir.manifests import Alternative, Budget, Columns
 
 DEFAULT_CAP_GB = 15.0
@@ -57,9 +59,10 @@ def choose(
         "single": _single(genes, law, budget),
         "multi-instance": _multi(genes, columns, options, law, budget),
         "external": _external(genes, law, budget),
+        INCREMENTAL: _incremental(genes, options, law, budget),
     }
     if one_model:
-        del choices["multi-instance"]
+        del choices["multi-instance"], choices[INCREMENTAL]
     choices = {name: _timed(c, genes, options, law, budget, speed) for name, c in choices.items()}
     single = sum(choices["single"].seconds)
     if options.strategy != "auto":
@@ -68,12 +71,12 @@ def choose(
             _refuse(choices, budget, options, f"--strategy {options.strategy} does not fit: {chosen.refusal}", chosen)
         why = f"--strategy {options.strategy}"
     else:
-        fitting = [c for c in choices.values() if c.refusal is None]
+        fitting = [c for c in choices.values() if c.refusal is None and c.strategy != INCREMENTAL]
         if not fitting:
             _refuse(choices, budget, options, "no strategy fits the budget", choices["external"])
         # In order of speed, by their nature and not by the clock: a plan must not depend on a busy machine.
         chosen = fitting[0]
-        passed = [f"{c.strategy}: {c.refusal}" for c in choices.values() if c.refusal is not None]
+        passed = [f"{c.strategy}: {c.refusal}" for c in choices.values() if c.refusal and c.strategy != INCREMENTAL]
         why = "fastest that fits the budget" + (f" ({'; '.join(passed)})" if passed else "")
     alternatives = tuple(
         Alternative(
@@ -82,8 +85,7 @@ def choose(
             predicted_peak_bytes=c.peak,
             page_cache_bytes=law.page_bytes(int(genes["rows"].sum())) if c.strategy == "external" else 0,
             relative_time=round(sum(c.seconds) / single, 2) if c.seconds else None,
-            why_not=None if c is chosen else c.refusal or "not the fastest that fits"
-            if options.strategy == "auto" else c.refusal or f"--strategy {options.strategy} was asked for",
+            why_not=None if c is chosen else c.refusal or _passed_over(c, options),
         )
         for c in choices.values()
     )  # fmt: skip
@@ -104,12 +106,29 @@ def _external(genes: pl.DataFrame, law: MemoryLaw, budget: Budget) -> Choice:
     return Choice("external", _everything(genes), peak, refusal=_over(peak, budget), batch_rows=batch)
 
 
+def _incremental(genes: pl.DataFrame, options: Options, law: MemoryLaw, budget: Budget) -> Choice:
+    rows = int(genes["rows"].sum())
+    batch = batch_that_fits(rows, options, law, budget.bytes)
+    peak = law.incremental(rows, batch)
+    return Choice(INCREMENTAL, _everything(genes), peak, refusal=_over(peak, budget), batch_rows=batch)
+
+
+def _passed_over(choice: Choice, options: Options) -> str:
+    """Why a strategy that fits is not the chosen one."""
+    if options.strategy != "auto":
+        return f"--strategy {options.strategy} was asked for"
+    return "linear models, only when asked for" if choice.strategy == INCREMENTAL else "not the fastest that fits"
+
+
 def _timed(
     choice: Choice, genes: pl.DataFrame, options: Options, law: MemoryLaw, budget: Budget, speed: Speed
 ) -> Choice:
     if choice.allocation is None:
         return choice
     rows = choice.allocation.rows(genes["rows"].to_numpy())
+    if choice.strategy == INCREMENTAL:
+        own = incremental_seconds(law, int(rows.sum()), options, options.threads or cpu_count())
+        return replace(choice, seconds=(own,))
     seconds = tuple(
         instance_seconds(law, speed, int(r), options, external=choice.strategy == "external", budget_bytes=budget.bytes)
         for r in rows

@@ -2,6 +2,7 @@
 
     in memory: peak = baseline + max(matrix + max(rows x b + batch, rows x c + histograms), rows x s)
     external:  peak = baseline + max(pages + rows x b + batch, rows x c + histograms + blocks, rows x s)
+    linear:    peak = baseline + max(batch of rows x 4 B a feature + rows x c + batch read, rows x s)
     analyses:  peak = baseline + rows x a + scored rows (a bounded number) + batch + what the widest of them holds
 
 Building the matrix (b, a batch) and growing trees (c, histograms) do not overlap, so the larger counts; calibration
@@ -22,6 +23,8 @@ import msgspec
 # piece by piece. A small batch has as many rows as such a piece; others join several, because every page of external
 # memory costs some milliseconds a tree and level.
 WHOLE_GROUP_ROWS, PIECE_ROWS, JOINED_ROWS = 32_768, 4_096, 16_384
+# Rows of which linear models learn at a time: standardised, they are float64.
+LINEAR_ROWS = 2_048
 # Of the 32 KiB of a block so much is touched: fitted to what 9,280 genes took (benchmarks/RESULTS.md, growth), at depth
 # 6 and 16,384 rows a page. In memory, a single page, blocks take 16 bytes a row, which row_bytes has.
 BLOCK_ROWS, BLOCK_BYTES, BLOCK_ROW_BYTES = 2_048, 18 << 10, 16
@@ -100,6 +103,22 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             self._analysis(rows, batch_rows),
         )
         return round(self.fixed_anonymous_bytes + growth)
+
+    def incremental(self, rows: int, batch_rows: int) -> int:
+        """Predicted peak of linear models that learn from `batch_rows` rows at a time, bytes."""
+        held = min(rows, batch_rows) * self.incremental_row_bytes
+        # Two matrices on their way to the batch; of the rows of a step: as drawn, as taken, standardised and a copy.
+        steps = LINEAR_ROWS * self.features * (2 * 4 + 4 + 4 + 8 + 8)
+        learning = rows * self.row_bytes + held + self._batch(rows, WHOLE_GROUP_ROWS) + steps
+        growth = max(
+            learning, rows * self.scoring_row_bytes, self._analysis(rows, WHOLE_GROUP_ROWS) + self.analysis_file_bytes
+        )
+        return round(self.fixed_bytes + growth)
+
+    @property
+    def incremental_row_bytes(self) -> int:
+        """A row of a batch of linear models."""
+        return 4 * self.features
 
     def matrix_bytes(self, rows: int) -> float:
         """The quantised matrix, bytes."""

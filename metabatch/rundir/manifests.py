@@ -190,7 +190,7 @@ class Teacher(Manifest, frozen=True, kw_only=True):
     fingerprint : of its plan. bundle : sha256 of its bundle.json, which holds how the members are combined.
     how : where the soft labels come from. label_share : part of the true label in them.
     gain_share : part of the gain of the ensemble's splits that the student's features carry; 1: all features.
-    path : where it lay; decides nothing.
+    missing : instances that the ensemble was made without. path : where it lay; decides nothing.
     """
 
     fingerprint: str
@@ -200,12 +200,15 @@ class Teacher(Manifest, frozen=True, kw_only=True):
     path: str
     label_share: float = 0.0
     gain_share: float = 1.0
+    missing: tuple[int, ...] = ()
 
     def text(self) -> str:
         """For people."""
         mixed = f", with {self.label_share:.0%} of the true label" if self.label_share else ""
         count = "1 member" if self.members == 1 else f"{self.members} members"
         fewer = f"; features that carry {self.gain_share:.4g} of its gain" if self.gain_share < 1 else ""
+        if self.missing:
+            count += f" (without instance {', '.join(str(i) for i in self.missing)}, --allow-missing)"
         return f"the {count} of plan {self.fingerprint[:12]} in {self.path}; soft labels: {self.how}{mixed}{fewer}"
 
 
@@ -226,7 +229,7 @@ class Plan(Manifest, frozen=True, kw_only=True):
     seal: str
     dataset: Dataset
     columns: Columns
-    strategy: Literal["single", "external", "multi-instance"]
+    strategy: Literal["single", "external", "multi-instance", "incremental"]
     why: str
     alternatives: tuple[Alternative, ...]
     budget: Budget

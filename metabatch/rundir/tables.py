@@ -1,11 +1,15 @@
-"""Reading the tables that `plan` wrote."""
+"""Reading the tables that `plan` wrote, and writing tables."""
 
 from __future__ import annotations
+
+import io
+from pathlib import Path
 
 import polars as pl
 
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.manifests import FeatureSet, Plan, load
+from metabatch.rundir.publish import write_bytes
 
 
 def read_features(run: RunDir) -> FeatureSet:
@@ -48,3 +52,10 @@ def home_instances(run: RunDir, plan: Plan) -> pl.DataFrame:
     table = pl.read_parquet(run.assignments).filter(pl.col("instance").is_in([p.index for p in plan.instances]))
     first = table.sort(pl.col("role") != "core", "instance").unique("gene_id", keep="first", maintain_order=True)
     return first.select("gene_id", "instance").sort("gene_id")
+
+
+def write_table(path: Path, frame: pl.DataFrame) -> None:
+    """As parquet; on a full disk an OSError with its number, where polars' own error is a ComputeError without one."""
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer)
+    write_bytes(path, buffer.getvalue())

@@ -6,6 +6,7 @@ cross-validation needs no second matrix, and the held-out rows' scores come from
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ import xgboost as xgb
 
 from metabatch.options import Options
 from metabatch.rundir.manifests import Booster
-from metabatch.training.checkpoints import Saved, Slot
+from metabatch.training.checkpoints import Saved, Slot, booster_blobs
 from metabatch.training.judge import SIZES, Judge, log_loss
 
 _FACTS = ("rounds", "trained_rounds", "stopped_early", "train_logloss", "held_out_logloss")
@@ -106,7 +107,7 @@ def train_fold(
         on_round()
         if slot:
             facts = {"rounds_done": trained + 1, "rounds": judge.rounds, "held_out_logloss": judge.loss}
-            slot.keep_growing(booster, facts, judge.growing)
+            slot.keep_growing(functools.partial(booster_blobs, booster), facts, judge.growing)
     judge.close()
     kept = ~held_out
     outcome = FoldResult(
@@ -148,7 +149,7 @@ def train_final(
         booster.update(matrix, trained)
         on_round()
         if slot:
-            slot.keep_growing(booster, {"rounds_done": trained + 1})
+            slot.keep_growing(functools.partial(booster_blobs, booster), {"rounds_done": trained + 1})
     booster.reset()  # lets go of histograms and caches, which would pile up class by class
     if slot:
         slot.keep_finished({"rounds_done": rounds}, model=booster.save_raw("ubj"))

@@ -28,7 +28,7 @@ from metabatch.resources.signals import StopFlag
 from metabatch.rundir.publish import replace_file
 
 log = logging.getLogger(__name__)
-_Blobs = dict[str, bytes | bytearray | memoryview]
+Blobs = dict[str, bytes | bytearray | memoryview]
 _MAGIC = "metabatch-checkpoint 2"
 _NOTHING: Mapping[str, np.ndarray] = MappingProxyType({})
 # Writing a checkpoint may take this part of the time between two; slow ones are written less often.
@@ -63,6 +63,11 @@ class Saved:
     def array(self, name: str) -> np.ndarray:
         """One of the arrays, float32, one-dimensional, not to be written to."""
         return np.frombuffer(self.blobs[name], dtype=np.float32)
+
+
+def booster_blobs(booster: xgb.Booster) -> Blobs:
+    """A growing booster, with the state of its random numbers."""
+    return {"model": booster.save_raw("ubj"), "config": booster.save_config().encode()}
 
 
 class Checkpoints:
@@ -129,11 +134,12 @@ class Slot:
         return saved
 
     def keep_growing(
-        self, booster: xgb.Booster, facts: dict[str, Any], arrays: Callable[[], Mapping[str, np.ndarray]] | None = None
-    ) -> None:
-        """Called after every round: keeps the booster when it is time to, or when the work is to stop (then raises).
+        self, model: Callable[[], Blobs], facts: dict[str, Any],
+        arrays: Callable[[], Mapping[str, np.ndarray]] | None = None,
+    ) -> None:  # fmt: skip
+        """Called after every round: keeps the model when it is time to, or when the work is to stop (then raises).
 
-        `arrays`: gives the float32 arrays to keep with it, when it is time.
+        `model`, `arrays`: give its blobs, and the float32 arrays to keep with it, when it is time.
 
         Raises
         ------
@@ -142,8 +148,7 @@ class Slot:
         """
         if self._stop.signal is not None or self._is_due():
             begun = time.monotonic()
-            blobs: _Blobs = {"model": booster.save_raw("ubj"), "config": booster.save_config().encode()}
-            self._write(facts, blobs | _as_blobs(arrays() if arrays else {}), finished=False)
+            self._write(facts, model() | _as_blobs(arrays() if arrays else {}), finished=False)
             self._kept_at = time.monotonic()
             self._cost = self._kept_at - begun
             self._owner.writing_seconds += self._cost
@@ -154,7 +159,7 @@ class Slot:
         arrays: Mapping[str, np.ndarray] = _NOTHING,
     ) -> None:  # fmt: skip
         """The booster is through: keep what the instance needs of it. `arrays`: of float32."""
-        blobs: _Blobs = {} if model is None else {"model": model}
+        blobs: Blobs = {} if model is None else {"model": model}
         begun = time.monotonic()
         self._write(facts, blobs | _as_blobs(arrays), finished=True)
         self._owner.writing_seconds += time.monotonic() - begun
@@ -163,7 +168,7 @@ class Slot:
         since = time.monotonic() - self._kept_at
         return not self._seconds or since >= max(self._seconds, self._cost / _SHARE)
 
-    def _write(self, facts: dict[str, Any], blobs: _Blobs, *, finished: bool) -> None:
+    def _write(self, facts: dict[str, Any], blobs: Blobs, *, finished: bool) -> None:
         named = {n: _Blob(len(b), hashlib.sha256(b).hexdigest()) for n, b in blobs.items()}
         header = msgspec.json.encode(_Header(self._key, finished, facts, named))
         first = f"{_MAGIC} {hashlib.sha256(header).hexdigest()}\n".encode()
@@ -171,7 +176,7 @@ class Slot:
         replace_file(self._path, (first, header, b"\n", *blobs.values()))
 
 
-def _as_blobs(arrays: Mapping[str, np.ndarray]) -> _Blobs:
+def _as_blobs(arrays: Mapping[str, np.ndarray]) -> Blobs:
     return {name: memoryview(np.ascontiguousarray(a, dtype=np.float32)).cast("B") for name, a in arrays.items()}
 
 

@@ -13,6 +13,7 @@ import xgboost as xgb
 from metabatch.metrics.classification import all_metrics, class_metrics
 from metabatch.models.calibration import Calibration
 from metabatch.models.choice import fit_calibration
+from metabatch.models.linear import LinearMember
 from metabatch.models.member import Member
 from metabatch.options import Options
 from metabatch.rundir.manifests import Plan
@@ -57,12 +58,14 @@ class CrossValidation:
 class Fitted:
     """What came of the rows of an instance, or of one part of them; `cv` is None without folds.
 
+    rounds : trees of the final models, per class; epochs of linear ones.
+
     variants : of the ablation, if it was asked for.
     """
 
     rows: Rows
     cv: CrossValidation | None
-    member: Member
+    member: Member | LinearMember
     rounds: dict[str, int]
     variants: Sequence[Variant] = ()
 
@@ -125,7 +128,7 @@ def cross_validate(
                 "%s, fold %d: best of %d rounds is %d, log loss %.5f trained, %.5f held out",
                 name, number, outcome.trained_rounds, outcome.rounds, outcome.train_logloss, outcome.held_out_logloss,
             )  # fmt: skip
-            record = _record(number, outcome, positive, rows.weight, held_out)
+            record = fold_record(number, outcome, positive, rows.weight, held_out)
             results[number] = record if judges else record | {"best_rounds": None, "stopped_early": False}
             del outcome
             on_fold()
@@ -153,9 +156,10 @@ def _folds_to_keep(orders: Sequence[Sequence[tuple[int, bool]]], prefer: Sequenc
     return [min(common or mine, key=lambda n: (place.get(n, len(place)), n), default=None) for mine in judging]
 
 
-def _record(
+def fold_record(
     number: int, outcome: FoldResult, positive: np.ndarray, weight: np.ndarray, held_out: np.ndarray
 ) -> dict[str, Any]:
+    """What metrics.json says of a fold; a linear model's rounds are epochs."""
     trained = weight[~held_out].sum(dtype=np.float64)
     hits = weight[~held_out & positive].sum(dtype=np.float64)
     return {
@@ -216,12 +220,13 @@ def instance_metrics(parts: Sequence[Fitted], plan: Plan) -> dict[str, Any]:
     `parts`: one, or several when its genes had to be trained in parts; folds then say which part they are of.
     """
     classes = plan.columns.classes
+    unit = "epochs" if isinstance(parts[0].member, LinearMember) else "trees"
     document: dict[str, Any] = {
         "format_version": 1,
         "weighted_by": plan.columns.weight,
         "rows": sum(len(p.rows) for p in parts),
         "genes": sum(len(p.rows.genes) for p in parts),
-        "trees": {c: sum(p.rounds[c] for p in parts) for c in classes},
+        unit: {c: sum(p.rounds[c] for p in parts) for c in classes},
     }
     if len(parts) > 1:
         document["parts"] = [{"genes": len(p.rows.genes), "rows": len(p.rows), "trees": p.rounds} for p in parts]

@@ -96,6 +96,8 @@ def _overfitting(material: Material) -> Found:
     if not material.plan.options.n_folds:
         raise ImpossibleError("there is no cross-validation (--n-folds 0)")
     options, metrics = material.plan.options, material.metrics
+    if "trees" not in metrics:
+        raise ImpossibleError("it judges trees; the losses of linear models by epoch stand in metrics.json (curve)")
     folds = {name: metrics["classes"][name]["folds"] for name in metrics["classes"]}
     return overfitting(
         folds, limit=options.n_estimators, patience=options.early_stopping_patience, trees=metrics["trees"],
@@ -130,7 +132,7 @@ def _shap(material: Material) -> Found:
     most = material.plan.options.diagnostic_rows
     rows = min(most, len(material.rows))
     return explain_margins(
-        material.fitted.member.boosters, material.draw(most), material.features.features, material.prepare.matrix_names,
+        material.boosters, material.draw(most), material.features.features, material.prepare.matrix_names,
         material.classes,
         on=f"the final models{material.part_note} and {rows:,} of the {len(material.rows):,} rows they were trained "
         "on: it says what the models use, not how well they do",
@@ -139,10 +141,10 @@ def _shap(material: Material) -> Found:
 
 
 def _importance(material: Material) -> Found:
-    seed, shap = material.plan.seed, material.folder / "shap.parquet"
+    boosters, seed, shap = material.boosters, material.plan.seed, material.folder / "shap.parquet"
     held_out, rows = material.held_out(PERMUTED_ROWS), material.drawn(COMPARED_ROWS)
     return importance(
-        material.fitted.member.boosters, held_out, rows,
+        boosters, held_out, rows,
         pl.read_parquet(shap, columns=["class", "feature", "mean_abs_shap"]) if shap.exists() else None,
         material.features.features, material.prepare.matrix_names, material.classes,
         on=f"the final models{material.part_note}, those of a held-out fold, and rows without a model",
@@ -154,6 +156,8 @@ def _ablation(material: Material) -> Found:
     cv, variants = material.fitted.cv, material.fitted.variants
     if cv is None:
         raise ImpossibleError("there is no held-out fold to compare on (--n-folds 0)")
+    if not variants:
+        raise ImpossibleError("it is made of short boosters, and the models are linear")
     held_out, rows = np.flatnonzero(cv.fold == cv.kept_fold), material.rows
     _, units = np.unique(material.unit[held_out], return_inverse=True)
     judged = draw_units(np.bincount(units), JUDGED_ROWS, material.plan.seed)[units]

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
+import sklearn
 import xgboost as xgb
 
 from metabatch.data.batches import Piece, RowCount
 from metabatch.data.preprocess import Preprocessor
 from metabatch.models.calibration import Calibration, Calibrator, prior_ratios
+from metabatch.models.linear import LinearMember
 from metabatch.models.member import Member
 from metabatch.resources.progress import Progress
 from metabatch.resources.signals import StopFlag
@@ -32,9 +34,12 @@ from metabatch.training.crossval import (
     cross_fitted,
     cross_validate,
 )
+from metabatch.training.epochs import cross_validation, final_line
 from metabatch.training.folds import class_counts, gene_folds
+from metabatch.training.incremental import Incremental
 from metabatch.training.ladder import Rung
 from metabatch.training.matrix import Rows, build_matrix, decoded_passes
+from metabatch.training.shuffled import ShuffledRows
 
 if TYPE_CHECKING:
     from metabatch.analysis.ablation import Variant
@@ -58,6 +63,8 @@ class Fitter:
 
     def fit(self, number: int, pieces: Sequence[Piece], rows: Rows) -> Fitted:
         """Part `number` of the genes: the rows of `pieces`, in their order."""
+        if self.rung.linear:
+            return self._fit_lines(number, pieces, rows)
         count = RowCount()
         external, missing = self.rung.external, self.features.has_missing
         passes = decoded_passes(external=external, missing=missing)
@@ -87,6 +94,37 @@ class Fitter:
         trim_memory()
         # The soft labels have served.
         return Fitted(replace(rows, soft=None), cv, Member(boosters, self._calibration(rows, cv)), rounds, variants)
+
+    def _fit_lines(self, number: int, pieces: Sequence[Piece], rows: Rows) -> Fitted:
+        """Linear models, out of core."""
+        plan, options, count = self.plan, self.plan.options, RowCount()
+        fold = self._folds(rows)[0] if options.n_folds else None
+        passes = 1 + options.epochs + bool(options.n_folds)
+        with (
+            Progress("learning", passes * len(rows), "rows", self.instance.progress) as progress,
+            self.accounts.phase("learning") as phase,
+        ):
+
+            def on_rows(read: int) -> None:
+                progress.advance(read)
+                self.stop.check()
+
+            source = ShuffledRows(
+                pieces, Preprocessor(self.features.features), plan.columns.group, f"instance {self.index}", count,
+                on_rows,
+            )  # fmt: skip
+            params = {
+                "model_spec": options.model_spec, "alpha": options.alpha, "batch_size": options.batch_size,
+                "epochs": options.epochs, "scikit-learn": sklearn.__version__,
+            }  # fmt: skip
+            slot = self.kept.slot(f"part-{number}.lines", params)
+            epochs = Incremental(source, rows, fold, plan, self.index, self.threads, slot).fit()
+            phase.rows_read, phase.rows_asked, phase.passes = count.read, count.asked, passes
+        cv = None if fold is None else cross_validation(epochs, rows, fold, plan.columns.classes, options.epochs)
+        rounds = dict.fromkeys(plan.columns.classes, options.epochs) if cv is None else cv.rounds
+        line = final_line(epochs, list(rounds.values()))
+        trim_memory()
+        return Fitted(rows, cv, LinearMember(line, self._calibration(rows, cv)), rounds)
 
     def _boost(
         self, number: int, matrix: xgb.DMatrix, rows: Rows

@@ -10,7 +10,7 @@ from metabatch.training.checkpoints import Saved
 from metabatch.training.sizes import SizeTable
 
 # A gain of the held-out loss below this is none.
-_LOSS_DECIMALS = 6
+LOSS_DECIMALS = 6
 # The curve of the training rows is drawn from so many of them at most: it is looked at after every round.
 CURVE_ROWS = 50_000
 # Arrays of a fold's outcome and of its checkpoint.
@@ -73,7 +73,7 @@ class Judge:
         exact = log_loss(held_out, self._truth, self._weight)
         self._sizes.look(held_out, rounds)
         self._curve.append((log_loss(predictions[self._some], self._some_truth, self._some_weight), exact))
-        loss = round(exact, _LOSS_DECIMALS)
+        loss = round(exact, LOSS_DECIMALS)
         if not self._patience or not len(self.scores) or loss < self.loss:
             self.loss, self.rounds = loss, rounds
             self.scores.resize(len(predictions), refcheck=False)
@@ -89,9 +89,13 @@ def log_loss(p: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> float:
     total = float(weight.sum(dtype=np.float64))
     if not total:
         return float("nan")
+    return float((weight * log_losses(p, positive)).sum() / total)
+
+
+def log_losses(p: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """-log(probability given to the truth) of each row, float64."""
     clipped = np.clip(p.astype(np.float64), 1e-7, 1 - 1e-7)
-    loss = -np.log(np.where(positive, clipped, 1 - clipped))
-    return float((weight * loss).sum() / total)
+    return np.asarray(-np.log(np.where(positive, clipped, 1 - clipped)))
 
 
 def standing_for(

@@ -19,16 +19,22 @@ SHRINK, TRIES, FEWEST_GENES = 0.7, 3, 200
 
 
 class Rung(msgspec.Struct, frozen=True):
-    """How to train. `batch_rows`: most rows of a batch; `parts`: the genes are trained in so many parts."""
+    """How to train. `batch_rows`: most rows of a batch that is read; `parts`: the genes are trained in so many parts.
+
+    linear : linear models; their own batch is the plan's, as it decides them.
+    """
 
     name: str
     external: bool
     batch_rows: int
     parts: int = 1
+    linear: bool = False
 
 
 def rungs(plan: Plan, planned: PlannedInstance) -> list[Rung]:
-    """From the planned way of training down to the cheapest."""
+    """From the planned way of training down to the cheapest; of linear models there is one."""
+    if plan.strategy == "incremental":
+        return [Rung("incremental", external=False, batch_rows=WHOLE_GROUP_ROWS, linear=True)]
     found = [Rung("external, small batches", external=True, batch_rows=PIECE_ROWS)]
     if planned.batch_rows > PIECE_ROWS:
         found.insert(0, Rung("external", external=True, batch_rows=WHOLE_GROUP_ROWS))
@@ -47,6 +53,8 @@ def rungs(plan: Plan, planned: PlannedInstance) -> list[Rung]:
 
 def predicted_peak(law: MemoryLaw, rung: Rung, planned: PlannedInstance) -> int:
     """What the law says of a rung, bytes."""
+    if rung.linear:
+        return law.incremental(planned.rows, planned.batch_rows)
     if rung.external:
         return law.external(planned.rows, rung.batch_rows, rung.parts)
     return law.in_memory(planned.rows, planned.genes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from metabatch.analysis.sampling import MatrixRows, draw_rows
 from metabatch.analysis.scored import ScoredRows, load_scored, resampling_units
 from metabatch.data.batches import Piece, RowCount
 from metabatch.data.preprocess import Preprocessor
+from metabatch.models.linear import LinearMember
 from metabatch.resources.law import ANALYSED_ROWS
 from metabatch.resources.signals import StopFlag
 from metabatch.rundir.layout import RunDir
@@ -61,6 +62,14 @@ class Material:
     def part_note(self) -> str:
         """What to say of analyses that look at one model."""
         return f" (part 0 of the {self.parts} in which its genes were trained)" if self.parts > 1 else ""
+
+    @property
+    def boosters(self) -> Mapping[str, xgb.Booster]:
+        """The final models."""
+        member = self.fitted.member
+        if isinstance(member, LinearMember):
+            raise ImpossibleError("linear models have no trees: their coefficients are in model/linear.parquet")
+        return member.boosters
 
     @functools.cached_property
     def scored(self) -> ScoredRows:

@@ -138,5 +138,7 @@ def test_a_student_is_taught_every_gene_by_the_others_or_refused(lacking: Path, 
     assert planned.code == 0
     assert "made without instance 1 of 3" in planned.err
     assert plan_of(student)["teacher"]["members"] == 2
+    assert plan_of(student)["teacher"]["missing"] == [1]
+    assert "without instance 1, --allow-missing" in planned.out
     training = pl.read_parquet(run / "genes.parquet").filter(pl.col("split") == "train")["gene_id"]
     assert set(pl.read_parquet(student / "soft_labels.parquet")["gene_id"]) == set(training)

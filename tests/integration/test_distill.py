@@ -128,7 +128,8 @@ def test_a_student_has_the_features_that_carry_most_of_the_teachers_gain(
         if run != student:
             succeed("distill", "--plan-only", "--quiet", "--gain-share", "0.5", teacher, run)
         ours = features_of(run)
-        assert set(ours) == set(gains["name"].head(int((carried < share).sum()) + 1))
+        assert set(ours) == set(gains["name"].head(max(100, int((carried < share).sum()) + 1)))
+        assert len(ours) > 100 or run != student
         assert ours == [name for name in features_of(teacher) if name in set(ours)]
         reasons = {e["name"]: e["reason"] for e in json.loads((run / "features.json").read_text())["excluded"]}
         assert set(features_of(teacher)) - set(ours) <= set(reasons)
