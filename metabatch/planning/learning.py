@@ -9,6 +9,7 @@ import msgspec
 
 from metabatch.errors import InputError
 from metabatch.options import Options
+from metabatch.planning.linear import INCREMENTAL
 from metabatch.resources.law import MemoryLaw
 from metabatch.resources.usage import ResourceUsage
 from metabatch.rundir.fingerprint import dataset_fingerprint, open_plan
@@ -28,7 +29,7 @@ def learned_law(law: MemoryLaw, path: str, shards: Sequence[Shard], options: Opt
     """The law corrected so that no finished instance of the run at `path` would have been predicted too low.
 
     Instances in memory whose matrix outweighs the libraries scale what grows with the data: measured over predicted
-    peak without the libraries. Others (small ones, external memory) only raise what is fixed.
+    peak without the libraries. Others (small ones, external memory, linear models) only raise what is fixed.
 
     Raises
     ------
@@ -59,9 +60,10 @@ def learned_law(law: MemoryLaw, path: str, shards: Sequence[Shard], options: Opt
             f"--learn-from {path}: no instance of that run is done (in one part and one go)",
             next_step=f"bin/status {path}",
         )
-    factors = [f for planned, usage in done if (f := _factor(law, planned, usage)) is not None]
+    linear = plan.strategy == INCREMENTAL
+    factors = [f for planned, usage in done if not linear and (f := _factor(law, planned, usage)) is not None]
     scaled = law.scaled(max(_LEAST_FACTOR, *factors)) if factors else law
-    short = max((usage.measured_peak_bytes - _predicted(scaled, planned, usage) for planned, usage in done), default=0)
+    short = max((u.measured_peak_bytes - _predicted(scaled, p, u, linear=linear) for p, u in done), default=0)
     if short <= 0:
         return scaled
     return msgspec.structs.replace(
@@ -78,7 +80,9 @@ def _peak(folder: Path, plan: Plan) -> ResourceUsage | None:
     return usage if usage.parts == 1 and not usage.restored_rounds else None
 
 
-def _predicted(law: MemoryLaw, planned: PlannedInstance, usage: ResourceUsage) -> int:
+def _predicted(law: MemoryLaw, planned: PlannedInstance, usage: ResourceUsage, *, linear: bool) -> int:
+    if linear:
+        return law.incremental(planned.rows, planned.batch_rows)
     if usage.external:
         return law.external(planned.rows, usage.batch_rows)
     return law.in_memory(planned.rows, planned.genes)
