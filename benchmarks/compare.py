@@ -24,7 +24,7 @@ import psutil
 from analyses import analyses_table
 from building import building_lines
 from checkpoints import checkpoints_table
-from ensembles import ensembles_lines
+from ensembles import ensembles_lines, student_lines
 from genome import genome_lines
 from growth import SIZES, growth_table
 from incremental import incremental_lines
@@ -48,6 +48,7 @@ TITLES = {
     "analyses": "What the analyses of a 1,500-gene instance cost",
     "ensembles": "One model, members, combinations and the student on genes none of them saw",
     "incremental": "Linear models out of core",
+    "student": "The student against its seven members",
     "inference": "Prediction: rows a second",
     "genome": "From a genome to all its positions",
     "building": "Building data sets: rows a second and memory",
@@ -112,6 +113,7 @@ def main() -> None:
             "checkpoints": lambda: checkpoints_table(table(500), place),
             "analyses": lambda: analyses_table(table(1500), place),
             "ensembles": lambda: ensembles_lines(place),
+            "student": lambda: student_lines(place),
             "genome": lambda: genome_lines(place),
             "building": lambda: building_lines(place),
             "pruning": lambda: pruning_lines(table(REFERENCE_GENES), place),

@@ -17,6 +17,7 @@ from metabatch.options import Options
 from metabatch.rundir.manifests import Booster
 from metabatch.training.checkpoints import Saved, Slot, booster_blobs
 from metabatch.training.judge import SIZES, Judge, log_loss
+from metabatch.training.sizes import chosen_size
 
 _FACTS = ("rounds", "trained_rounds", "stopped_early", "train_logloss", "held_out_logloss")
 _ARRAYS = ("scores", "curve_train", "curve_held_out")
@@ -27,7 +28,7 @@ _NO_SIZES = np.empty(0, dtype=np.float32)
 class FoldResult:
     """A fold model's outcome.
 
-    rounds : trees up to the best round.
+    rounds : trees up to the best round, or of a size that was chosen.
     scores : of the held-out rows, float32.
     curve_train, curve_held_out : float32, shape (trained_rounds,): weighted log loss after each round; of the training
         rows from `judge.CURVE_ROWS` of them at most.
@@ -90,7 +91,7 @@ def train_fold(
     soft : ndarray of float32, shape (n,), optional
         Labels in [0, 1] to train on instead of `positive`, by which the fold is judged all the same.
     sizes : sequence of int
-        Numbers of trees at which the AP is wanted.
+        Numbers of trees at which the AP is wanted, and of which one is chosen: scores and model are of that size.
     """
     saved = slot.read() if slot else None
     if saved is not None and saved.finished:
@@ -109,6 +110,8 @@ def train_fold(
             facts = {"rounds_done": trained + 1, "rounds": judge.rounds, "held_out_logloss": judge.loss}
             slot.keep_growing(functools.partial(booster_blobs, booster), facts, judge.growing)
     judge.close()
+    if sizes and (chosen := chosen_size(*judge.size_arrays())) < judge.rounds:
+        judge.cut(booster.predict(matrix, iteration_range=(0, chosen)), chosen)
     kept = ~held_out
     outcome = FoldResult(
         rounds=judge.rounds,

@@ -104,12 +104,16 @@ def cross_validate(
         positive = rows.label == code
         results: dict[int, dict[str, Any]] = {}
         best: list[int] = []
+        if plan.teacher is not None:  # the fold that chooses the size comes first
+            orders[code].sort(key=lambda item, code=code: item[0] != keep[code])  # type: ignore[misc]
         for number, judges in orders[code]:
             held_out = fold == number
             params = booster_params(options, plan.booster, threads, booster_seed(plan.seed, instance, code, number))
             # No held-out loss to stop by: as many trees as the other folds found best.
             limit = options.n_estimators if judges else recommended_rounds(best, options.n_estimators)
             patience = options.early_stopping_patience if judges else 0
+            if name in result.sizes:
+                limit, patience = result.sizes[name]["chosen"], 0
             slot = slot_of(code, number, params)
             outcome = train_fold(
                 matrix, params, positive, rows.weight, held_out, limit, patience, on_round, slot,
@@ -129,6 +133,8 @@ def cross_validate(
                 name, number, outcome.trained_rounds, outcome.rounds, outcome.train_logloss, outcome.held_out_logloss,
             )  # fmt: skip
             record = fold_record(number, outcome, positive, rows.weight, held_out)
+            if name in result.sizes:
+                record["stopped_early"] = outcome.trained_rounds < options.n_estimators
             results[number] = record if judges else record | {"best_rounds": None, "stopped_early": False}
             del outcome
             on_fold()

@@ -60,8 +60,17 @@ class Judge:
 
     def sizes(self) -> dict[str, np.ndarray]:
         """AP by numbers of trees; nothing where none was looked at (a checkpoint holds no empty array)."""
-        found = self._sizes.arrays()
+        found = self.size_arrays()
         return dict(zip(SIZES, found, strict=True)) if len(found[0]) else {}
+
+    def size_arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of trees and their AP, float32."""
+        return self._sizes.arrays()
+
+    def cut(self, predictions: np.ndarray, rounds: int) -> None:
+        """Take the model after `rounds` for the best; `predictions` as in `look`."""
+        self.loss = log_loss(predictions[self._held_out], self._truth, self._weight)
+        self.rounds, self.scores = rounds, predictions
 
     def close(self) -> None:
         """The fold is through."""

@@ -1,7 +1,9 @@
 """How many trees a student needs: the fewest whose AP on held-out rows is all but that of the best number.
 
 The rows are those of the fold whose model is kept, the AP is of their true labels. Scores after so many rounds are
-looked at while the fold grows, where they cost no prediction.
+looked at while the fold grows, where they cost no prediction. That fold comes first; the others grow as many trees as
+it chose, and all out-of-fold scores are of models of that size: a few trees keep closer to a probability of a half than
+many, so that a calibration fitted on larger models would not fit the delivered one.
 """
 
 from __future__ import annotations
@@ -61,17 +63,23 @@ class SizeTable:
         return np.array([n for n, _ in found], dtype=np.float32), np.array([ap for _, ap in found], dtype=np.float32)
 
 
-def chosen_size(trees: Sequence[int], ap: Sequence[float]) -> int:
+def chosen_size(trees: np.ndarray, ap: np.ndarray) -> int:
     """The fewest trees whose AP is at most `STUDENT_AP_LOSS` below the best."""
-    least = max(ap) - STUDENT_AP_LOSS
-    return min(n for n, found in zip(trees, ap, strict=True) if found >= least)
+    counts, found = _rounded(trees, ap)
+    least = max(found) - STUDENT_AP_LOSS
+    return min(n for n, value in zip(counts, found, strict=True) if value >= least)
+
+
+def _rounded(trees: np.ndarray, ap: np.ndarray) -> tuple[list[int], list[float]]:
+    """As metrics.json has them."""
+    return [int(n) for n in trees], [float(f"{x:.6g}") for x in ap]
 
 
 def size_record(trees: np.ndarray, ap: np.ndarray, fold: int) -> dict[str, Any]:
     """For metrics.json: what was tried on which fold, and what was chosen."""
-    counts, found = [int(n) for n in trees], [float(f"{x:.6g}") for x in ap]
+    counts, found = _rounded(trees, ap)
     return {
-        "fold": fold, "trees": counts, "ap": found, "most_loss": STUDENT_AP_LOSS, "chosen": chosen_size(counts, found),
+        "fold": fold, "trees": counts, "ap": found, "most_loss": STUDENT_AP_LOSS, "chosen": chosen_size(trees, ap),
     }  # fmt: skip
 
 

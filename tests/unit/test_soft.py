@@ -136,9 +136,10 @@ def test_the_sizes_of_a_fold_taken_up_again_are_those_of_one_that_never_stopped(
 
 
 def test_the_size_chosen_is_the_fewest_trees_within_the_loss_allowed() -> None:
-    assert chosen_size([10, 20, 40, 80], [0.80, 0.90 - STUDENT_AP_LOSS + 1e-9, 0.90, 0.85]) == 20
-    assert chosen_size([10, 20, 40, 80], [0.80, 0.90 - STUDENT_AP_LOSS - 1e-6, 0.90, 0.85]) == 40
-    assert chosen_size([7], [0.1]) == 7
+    trees = np.array([10, 20, 40, 80])
+    assert chosen_size(trees, np.array([0.80, 0.90 - STUDENT_AP_LOSS + 1e-5, 0.90, 0.85])) == 20
+    assert chosen_size(trees, np.array([0.80, 0.90 - STUDENT_AP_LOSS - 1e-5, 0.90, 0.85])) == 40
+    assert chosen_size(np.array([7]), np.array([0.1])) == 7
     assert sizes_to_try(800)[0] == 10
     assert sizes_to_try(800)[-1] == 800
     assert len(sizes_to_try(800)) == 12
