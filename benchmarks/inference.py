@@ -136,7 +136,7 @@ def _hybrid(model: Path, data: Path, place: Path) -> Iterator[str]:
 
 def _memory(place: Path) -> Iterator[str]:
     """Peak memory of `predict` as the kernel has it (maximum resident set), for 10^5 to 10^7 rows."""
-    data, run = place / "narrow", place / "narrow-run"
+    data, run = place / "inference-narrow", place / "inference-narrow-run"
     make_table(data, 300, 20, 2, 5)
     make_plan(data, run, "--strategy", "single", "--n-estimators", "10", "--n-folds", "2")
     train(run)
