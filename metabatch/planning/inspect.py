@@ -25,6 +25,7 @@ from metabatch.planning.problems import (
     class_problems,
     duplicate_problems,
     kmer_problems,
+    listed_problems,
     place_problems,
     weight_problems,
 )
@@ -94,7 +95,7 @@ def inspect_dataset(path: str, options: Options, *, leakage: bool = True) -> Ins
     total = int(rows.sum())
     per_gene = total / index.genes.height
     leaks = None
-    problems = _problems(index, schema, files, groups, columns)
+    problems = [*listed_problems(Path(path), files), *_problems(index, schema, files, groups, columns)]
     if leakage:
         leaks, more = look_for_leaks(index, files, groups, candidates, columns, options)
         problems += more

@@ -46,7 +46,7 @@ from metabatch.rundir.manifests import (
     Plan,
     PlannedInstance,
 )
-from metabatch.rundir.recipe import read_built
+from metabatch.rundir.recipe import read_built, refuse_other_shards
 
 log = logging.getLogger(__name__)
 REQUEST_STEP = 32 << 20
@@ -90,6 +90,8 @@ def make_plan(
     if existing is not None:
         tidy(run.root)
         return PlanResult(existing, already=True)
+    built = read_built(place)
+    refuse_other_shards(place, built, {s.name: (s.bytes, s.sha256) for s in shards})
     tier = tier_of(options, memory)
     options, lowered = apply_profile(options, explicit, tier)
 
@@ -101,7 +103,6 @@ def make_plan(
     index = build_index(files, [s.row_groups for s in shards], columns)
     if student is not None:
         candidates, excluded = student.without_excluded(candidates, excluded)
-    built = read_built(place)
     genes, held, how = planned_genes(index.genes, columns, options, explicit, student, place, built)
     training = genes.filter(~held)
     problems = training_problems(training, columns, options)

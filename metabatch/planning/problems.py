@@ -13,9 +13,11 @@ from metabatch.data.batches import Reader, as_text, whole_files
 from metabatch.data.duplicates import SharedPositions
 from metabatch.data.index import MANY_PLACES, GeneIndex, class_column, empty_shards, genes_in_several_shards
 from metabatch.data.schema import ColumnInfo, is_kmer
+from metabatch.errors import InputError
 from metabatch.options import DEFAULT_CLASSES
 from metabatch.resources.law import WHOLE_GROUP_ROWS
 from metabatch.rundir.manifests import Columns
+from metabatch.rundir.recipe import AS_LISTED, DATASET_FILE, first_of, read_built, shard_differences
 
 Severity = Literal["error", "warning", "note"]
 # Names shown of many.
@@ -67,6 +69,19 @@ def duplicate_problems(index: GeneIndex, shared: SharedPositions | None, columns
         )
     )  # fmt: skip
     return found
+
+
+def listed_problems(dataset: Path, files: Sequence[Path]) -> list[Problem]:
+    """Shards other than the dataset.json beside them lists, by name and size: their content is not read."""
+    try:
+        built = read_built(dataset)
+    except InputError as error:
+        return [Problem(severity="error", what=error.found, where=str(dataset), next_step=error.next_step or "")]
+    differences = shard_differences(dataset, built, {f.name: (f.stat().st_size, None) for f in files})
+    if not differences:
+        return []
+    what = f"{len(differences):,} shard(s) are not as {DATASET_FILE} says: {first_of(differences)}"
+    return [Problem(severity="error", what=what, where=str(dataset), next_step=AS_LISTED)]
 
 
 def place_problems(

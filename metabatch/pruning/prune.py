@@ -28,7 +28,7 @@ from metabatch.rundir.lock import hold_folder
 from metabatch.rundir.manifests import Done, FileRecord, load, to_json
 from metabatch.rundir.markers import check_stage, is_marked
 from metabatch.rundir.publish import attempt_folder, named, sha256_file
-from metabatch.rundir.recipe import DATASET_FILE, MANIFEST_FILE, read_built
+from metabatch.rundir.recipe import DATASET_FILE, MANIFEST_FILE, read_built, refuse_other_shards
 from metabatch.rundir.store import PartRecord, Store, earlier_output, no_empty_folder, tidy_parts
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def prune_features(
     UsageError
         An option that cannot be used, or `data` and `out` that are not apart.
     InputError
-        Data that cannot be used, or `out` holding something else.
+        Data that cannot be used, shards other than their dataset.json lists, or `out` holding something else.
     """
     check_request(request)
     validate(options)
@@ -82,6 +82,7 @@ def prune_features(
         options, **{f: tuple(sorted(set(getattr(options, f)))) for f in ("exclude_features", "allow_features")}
     )
     table = look_at(str(data), options, request.keep)
+    refuse_other_shards(Path(data), read_built(Path(data)), {s.name: (s.bytes, s.sha256) for s in table.shards})
     sides = _side_files(Path(data), [s.name for s in table.shards])
     fingerprint = _fingerprint(table, request, options, sides)
     # Another version's finished output is what was asked for; its parts are not gone on with.
