@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,17 +43,22 @@ def read_annotation(path: Path, *, sites: Sites, stop: Callable[[], None] = lamb
       strands is as many genes; the first in the order of contig and strand keeps the id, the others get ``id@chrom+``.
     * Exons of a transcript that touch or overlap are one: between them is no intron.
     * A position that is both donor and acceptor is neither.
+    * A transcript of one exon without a strand is left out.
     What was left out or put together is logged.
 
     Raises
     ------
     InputError
-        Neither format, no exon, a damaged line (named by its number), a truncated file.
+        Neither format, no exon, several exons of a transcript without a strand, a damaged line (named by its number), a
+        truncated file.
     """
     tables = _read(path, stop)
     stop()
-    exons = _merged(tables.exons if sites == "all" else _canonical(tables.exons))
-    return _genes(tables, _sites(exons), path)
+    if sites == "all":
+        return _genes(tables, _sites(tables.exons), path)
+    every = _sites(tables.exons, tell=False)
+    every = every.select(*_COPY, every=pl.concat_list(_listed("donors"), _listed("acceptors")))
+    return _genes(tables, _sites(_canonical(tables.exons)).join(every, on=_COPY, how="left"), path)
 
 
 def _read(path: Path, stop: Callable[[], None]) -> Tables:
@@ -80,7 +86,33 @@ def _read(path: Path, stop: Callable[[], None]) -> Tables:
             expected="lines of transcripts and genes that the exons' Parent names",
             where=str(path),
         )
-    return tables
+    return replace(tables, exons=_stranded(tables.exons, path))
+
+
+def _stranded(exons: pl.DataFrame, path: Path) -> pl.DataFrame:
+    """Without transcripts of one exon that has no strand: they have no site. One of several exons cannot be read."""
+    transcript = ["gene", "chrom", "transcript"]
+    bare = exons.filter(~pl.col("strand").cast(pl.String).is_in(["+", "-"]))
+    if not bare.height:
+        return exons
+    among = exons.join(bare.select(transcript).unique(), on=transcript, how="semi")
+    several = among.group_by(transcript).agg(exons=pl.struct("start", "end", "strand").n_unique())
+    several = several.filter(pl.col("exons") > 1)
+    wrong = bare.join(several, on=transcript, how="semi").sort("line")
+    if wrong.height:
+        number, name = wrong["line"][0], wrong["transcript"].cast(pl.String)[0]
+        raise InputError(
+            f"line {number} is an exon without a strand, of the transcript {name} of several exons",
+            expected="+ or -, which tells donors from acceptors",
+            where=f"{path}, line {number}",
+            next_step="correct the lines of the transcript or take them out",
+        )
+    left = exons.join(bare.select(transcript).unique(), on=transcript, how="anti")
+    log.warning("left out: %d transcript(s) of one exon without a strand, the first in line %d",
+                bare.select(transcript).n_unique(), bare["line"].min())  # fmt: skip
+    if not left.height:
+        raise InputError(f"no exon of {path.name} has a strand", expected="+ or -", where=str(path))
+    return left
 
 
 def _canonical(exons: pl.DataFrame) -> pl.DataFrame:
@@ -93,11 +125,15 @@ def _canonical(exons: pl.DataFrame) -> pl.DataFrame:
     return exons.join(chosen.select(*_COPY, "transcript"), on=[*_COPY, "transcript"])
 
 
+def _listed(name: str) -> pl.Expr:
+    return pl.col(name).fill_null(pl.lit([], dtype=pl.List(pl.Int64)))
+
+
 def _size() -> pl.Expr:
     return pl.col("end") - pl.col("start") + 1
 
 
-def _merged(exons: pl.DataFrame) -> pl.DataFrame:
+def _merged(exons: pl.DataFrame, *, tell: bool) -> pl.DataFrame:
     """Exons of each transcript in genomic order, those that touch or overlap put together."""
     transcript = [*_COPY, "transcript"]
     once = exons.unique([*transcript, "start", "end"]).sort(*transcript, "start", "end")
@@ -106,14 +142,15 @@ def _merged(exons: pl.DataFrame) -> pl.DataFrame:
     merged = (
         once.group_by(*transcript, "part").agg(pl.col("start").min(), pl.col("end").max()).sort(*transcript, "part")
     )
-    if merged.height < once.height:
+    if tell and merged.height < once.height:
         log.warning("%d exon(s) touch or overlap another of their transcript: taken as one exon each",
                     once.height - merged.height)  # fmt: skip
     return merged
 
 
-def _sites(exons: pl.DataFrame) -> pl.DataFrame:
+def _sites(exons: pl.DataFrame, *, tell: bool = True) -> pl.DataFrame:
     """A row a copy of a gene: donors and acceptors, lists of genomic positions, ascending (null: none)."""
+    exons = _merged(exons, tell=tell)
     transcript = [*_COPY, "transcript"]
     before = pl.col("end").shift(1).over(transcript)
     introns = exons.with_columns(left=before, right=pl.col("start")).filter(pl.col("left").is_not_null())
@@ -125,7 +162,7 @@ def _sites(exons: pl.DataFrame) -> pl.DataFrame:
     acceptors = introns.select(*_COPY, position="acceptor").unique()
     key = [*_COPY, "position"]
     both = donors.join(acceptors, on=key, how="semi")
-    if both.height:
+    if tell and both.height:
         log.warning("%d position(s) are donor and acceptor of the same gene: taken as neither", both.height)
     found = exons.select(_COPY).unique()
     for name, positions in (("donors", donors), ("acceptors", acceptors)):
@@ -190,6 +227,7 @@ def _gene(row: dict[str, object]) -> Gene:
         found = np.array(positions if positions is not None else [], dtype=np.int64)
         return found - start if plus else (end - found)[::-1].copy()
 
+    donors, acceptors = index(row["donors"]), index(row["acceptors"])
     return Gene(
         gene_id=str(row["gene_id"]),
         name=str(row["name"] or row["gene"]),
@@ -198,6 +236,7 @@ def _gene(row: dict[str, object]) -> Gene:
         strand=str(row["strand"]),
         start=start,
         end=end,
-        donors=index(row["donors"]),
-        acceptors=index(row["acceptors"]),
+        donors=donors,
+        acceptors=acceptors,
+        skipped=np.setdiff1d(index(row.get("every")), np.concatenate([donors, acceptors])),
     )

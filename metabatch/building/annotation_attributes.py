@@ -31,9 +31,9 @@ _PLACE = ("chrom", "strand", "start", "end")
 class Tables:
     """What genes are made of.
 
-    exons : gene, transcript, rank (best tag of the transcript, 0 without one), chrom, strand, start, end: a row an
-    exon of a transcript. genes : gene, name, type (null where not said), chrom, strand, start, end: a row a gene line;
-    where an exon line alone tells name and type, the place is null.
+    exons : gene, transcript, rank (best tag of the transcript, 0 without one), chrom, strand, start, end, line: a row
+    an exon of a transcript. genes : gene, name, type (null where not said), chrom, strand, start, end: a row a gene
+    line; where an exon line alone tells name and type, the place is null.
     """
 
     exons: pl.DataFrame
@@ -94,7 +94,7 @@ def gtf_tables(lines: pl.DataFrame) -> Tables:
     ranks = lines.filter(pl.col("transcript").is_not_null()).group_by("gene", "transcript").agg(pl.col("rank").max())
     exons = exons.drop("rank").join(ranks, on=["gene", "transcript"], how="left")
     return Tables(
-        exons=exons.select("gene", "transcript", "rank", *_PLACE),
+        exons=exons.select("gene", "transcript", "rank", *_PLACE, "line"),
         genes=pl.concat([table.select("gene", "name", "type", *_PLACE) for table in (own, named)]),
     )
 
@@ -150,7 +150,7 @@ def gff3_tables(lines: pl.DataFrame) -> Tables:
     kind = pl.col("feature").cast(pl.String)
     own = own.with_columns(type=pl.coalesce(pl.col("type").cast(pl.String), kind.replace("gene", None)))
     return Tables(
-        exons=_compact(_with_gene(joined).select("gene", _unescaped("transcript"), "rank", *_PLACE)),
+        exons=_compact(_with_gene(joined).select("gene", _unescaped("transcript"), "rank", *_PLACE, "line")),
         genes=_compact(_with_gene(own).select("gene", _unescaped("name"), _unescaped("type"), *_PLACE)),
     )
 

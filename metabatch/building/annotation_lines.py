@@ -26,7 +26,7 @@ def blocks(path: Path) -> Iterator[pl.DataFrame]:
     Raises
     ------
     InputError
-        A line that is none of a GTF or GFF3, an exon without a strand (the first one is named), a truncated file.
+        A line that is none of a GTF or GFF3 (the first one is named), a truncated file.
     """
     for number, texts in _texts(path):
         yield _columns(texts, number, path)
@@ -85,8 +85,6 @@ def _columns(texts: list[str], number: int, path: Path) -> pl.DataFrame:
     no_position = pl.col("start").is_null() | pl.col("end").is_null() | (pl.col("start") < 1)
     _refuse(lines, no_position, path, "has a start or end that is no position", "whole numbers from 1")
     _refuse(lines, pl.col("start") > pl.col("end"), path, "starts after its end", "start <= end")
-    no_strand = pl.col("feature").is_in(EXONS) & ~pl.col("strand").is_in(["+", "-"])
-    _refuse(lines, no_strand, path, "is an exon without a strand", "+ or -, which tells donors from acceptors")
     return lines.drop("text")
 
 

@@ -7,7 +7,7 @@ end - i on the - strand.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -34,6 +34,8 @@ class Gene:
     donors, acceptors : np.ndarray
         Indices in transcript direction, int64, ascending, without duplicates: last exon bases before an intron and
         first exon bases after one. No position is in both.
+    skipped : np.ndarray
+        Likewise, sites of transcripts that were left out: `neither` among the gene's rows.
     locus_id : str
         Of the overlapping genes this one belongs to (`with_loci`).
     """
@@ -48,6 +50,7 @@ class Gene:
     donors: np.ndarray
     acceptors: np.ndarray
     locus_id: str = ""
+    skipped: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def length(self) -> int:

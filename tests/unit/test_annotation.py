@@ -375,6 +375,36 @@ def test_loci_are_connected_over_both_strands() -> None:
     assert with_loci([]) == []
 
 
+def test_single_exons_without_a_strand_are_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = [
+        exon(1, 9), exon(21, 29), exon(3, 8, transcript="U", strand="."),
+        exon(3, 8, gene="H", transcript="V", strand="?"), exon(41, 50, transcript="W"),
+    ]  # fmt: skip
+    with caplog.at_level(logging.WARNING):
+        gene = one(write(tmp_path / "a.gtf", *lines))
+    assert (gene.gene_id, gene.start, gene.end, sites_of(gene)) == ("G", 1, 50, ([9], [21]))
+    assert "left out: 2 transcript(s) of one exon without a strand, the first in line 3" in caplog.text
+    parents = [gff("gene", 1, 50, "ID=G"), gff("mRNA", 1, 50, "ID=T;Parent=G"), gff("ncRNA", 3, 8, "ID=U;Parent=G")]
+    exons = [gff("exon", 1, 9, "Parent=T"), gff("exon", 21, 29, "Parent=T"), gff("exon", 3, 8, "Parent=U", strand=".")]
+    gene = one(write(tmp_path / "a.gff3", *parents, *exons))
+    assert (gene.gene_id, gene.start, gene.end, sites_of(gene)) == ("G", 1, 50, ([9], [21]))
+
+
+@pytest.mark.parametrize("strand", ["+", "-"])
+def test_sites_of_transcripts_left_out_are_known(strand: str, tmp_path: Path) -> None:
+    first = [exon(*e, strand=strand, more=' tag "MANE_Select";') for e in ((1, 9), (21, 40), (51, 60))]
+    second = [exon(*e, strand=strand, transcript="U") for e in ((1, 9), (25, 40), (51, 60))]
+    path = write(tmp_path / "a.gtf", *first, *second)
+    gene, whole = one(path, "canonical"), one(path)
+    assert gene.positions(gene.skipped).tolist() == [25]
+    assert whole.skipped.tolist() == []
+    assert sorted(whole.donors.tolist() + whole.acceptors.tolist()) == sorted(
+        gene.donors.tolist() + gene.acceptors.tolist() + gene.skipped.tolist()
+    )
+
+
 # -- damage ------------------------------------------------------------------------------------------------------------
 
 DAMAGE = {
@@ -387,6 +417,11 @@ DAMAGE = {
     "from 0": ([exon(0, 9)], "line 1 has a start or end that is no position"),
     "backwards": ([exon(1, 9), exon(9, 1)], "line 2 starts after its end"),
     "no strand": ([exon(1, 9), exon(1, 9, strand=".")], "line 2 is an exon without a strand"),
+    "no strands": (
+        [exon(1, 9, transcript="U"), exon(1, 9, strand="?"), exon(21, 29, strand="?")],
+        "line 2 is an exon without a strand, of the transcript T of several exons",
+    ),
+    "no strand at all": ([exon(1, 9, strand=".")], "no exon of annotation has a strand"),
     "no gene": ([exon(1, 9), exon(1, 9, gene="")], "the exon in line 2 has no gene_id"),
     "no transcript": ([exon(1, 9).replace("transcript_id", "x")], "the exon in line 1 has no gene_id or no transcript"),
     "neither format": ([gff("exon", 1, 9, "nothing")], "neither GTF nor GFF3"),
