@@ -25,6 +25,8 @@ _LEAST_CONSENSUS = 0.5
 _SITES_LOOKED_AT = 500
 # Contigs with fewer are judged together: few sites of one may be odd in the right build too.
 _SITES_THAT_TELL = 20
+# Positions are columns of int32.
+_LAST_POSITION = 2**31 - 1
 
 
 class Genome:
@@ -79,8 +81,8 @@ class Genome:
             codes[first - start : last - start + 1] = _CODE[np.frombuffer(letters, dtype=np.uint8)]
         return codes if strand == "+" else _COMPLEMENT[codes[::-1]]
 
-    def check(self, genes: Sequence[Gene], where: str) -> None:
-        """Compare the annotation with the genome it is said to be of.
+    def check(self, genes: Sequence[Gene], where: str) -> list[str]:
+        """Compare the annotation with the genome it is said to be of; what is to be said where it is odd.
 
         Parameters
         ----------
@@ -90,9 +92,10 @@ class Genome:
         Raises
         ------
         InputError
-            A contig the genome lacks, a gene beyond its contig's end, or sites of a contig that are mostly without the
-            consensus (GT after a donor, AG before an acceptor), as those of another build are. Contigs of fewer than
-            20 sites count as one.
+            A contig the genome lacks, a gene beyond its contig's end or beyond 2,147,483,647 nt, or a contig whose
+            donors mostly have no GT after them and whose acceptors mostly no AG before them, as those of another build.
+            Where only one of the two is rare (group II introns of organelles may end otherwise) it is told. Contigs of
+            fewer than 20 sites count as one.
         """
         self._check_contigs(genes, where)
         beyond = [gene for gene in genes if gene.end > self.contigs[gene.chrom]]
@@ -105,7 +108,17 @@ class Genome:
                 where=where,
                 next_step="take the genome and the annotation of the same build",
             )
-        self._check_consensus(genes, where)
+        far = [gene for gene in genes if gene.end > _LAST_POSITION]
+        if far:
+            gene = far[0]
+            raise InputError(
+                f"{len(far)} gene(s) end beyond position {_LAST_POSITION:,} of their contig, the first "
+                f"{gene.gene_id} at {gene.chrom}:{gene.start}-{gene.end}",
+                expected=f"positions up to {_LAST_POSITION:,}: they are written as 32-bit numbers",
+                where=where,
+                next_step="cut the contig in two, in genome and annotation, or leave these genes out",
+            )
+        return self._check_consensus(genes, where)
 
     def _check_contigs(self, genes: Sequence[Gene], where: str) -> None:
         missing: dict[str, int] = {}
@@ -125,31 +138,40 @@ class Genome:
             next_step=renamed or "take a genome with these contigs, or only genes on contigs it has",
         )
 
-    def _check_consensus(self, genes: Sequence[Gene], where: str) -> None:
+    def _check_consensus(self, genes: Sequence[Gene], where: str) -> list[str]:
         of_contig: dict[str, list[Gene]] = {}
         for gene in genes:
             of_contig.setdefault(gene.chrom, []).append(gene)
         small = [chrom for chrom, own in of_contig.items() if _sites(own) < _SITES_THAT_TELL]
         together = [gene for chrom in small for gene in of_contig.pop(chrom)]
-        for chrom, own in of_contig.items():
-            self._check_sites(own, chrom, where)
-        self._check_sites(together, f"{len(small)} contig(s) of few sites ({_some(small)})", where)
+        if together:
+            of_contig[f"{len(small)} contig(s) of few sites ({_some(small)})"] = together
+        return [text for place, own in of_contig.items() for text in self._check_sites(own, place, where)]
 
-    def _check_sites(self, genes: Sequence[Gene], place: str, where: str) -> None:
-        found = seen = 0
+    def _check_sites(self, genes: Sequence[Gene], place: str, where: str) -> list[str]:
+        found, seen = {True: 0, False: 0}, {True: 0, False: 0}  # by whether a donor
         for gene, position, donor in _spread(genes):
             # Two intron bases: after a donor, before an acceptor.
             first = position + 1 if donor == (gene.strand == "+") else position - 2
             pair = self._codes(gene.chrom, first, first + 1, gene.strand).tolist()
-            found += pair == ([2, 3] if donor else [0, 2])
-            seen += 1
-        if seen >= _SITES_THAT_TELL and found < _LEAST_CONSENSUS * seen:
+            found[donor] += pair == ([2, 3] if donor else [0, 2])
+            seen[donor] += 1
+        few = [kind for kind in seen if found[kind] < _LEAST_CONSENSUS * seen[kind]]
+        if sum(seen.values()) < _SITES_THAT_TELL or not few:
+            return []
+        if len(few) == sum(n > 0 for n in seen.values()):
             raise InputError(
-                f"only {found} of {seen} splice sites looked at on {place} have GT (donor) or AG (acceptor)",
+                f"only {sum(found.values())} of {sum(seen.values())} splice sites looked at on {place} have GT "
+                "(donor) or AG (acceptor)",
                 expected="nearly all of them, as in every genome its annotation was made for",
                 where=f"{where} on {self.path}",
                 next_step="take the genome and the annotation of the same build",
             )
+        name, pair_name = ("donors", "GT") if few[0] else ("acceptors", "AG")
+        return [
+            f"only {found[few[0]]} of {seen[few[0]]} {name} looked at on {place} have {pair_name}, but most of the "
+            "other sites have theirs: unusual introns (of organelles, say), or wrong exon ends"
+        ]
 
 
 def _sites(genes: Sequence[Gene]) -> int:

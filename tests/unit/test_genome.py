@@ -177,6 +177,25 @@ def test_contigs_of_few_sites_are_judged_together(contigs: int, spoiled: int, re
         genome.check(genes, "a.gtf")
 
 
+@pytest.mark.parametrize("letters", ["AC", "AT"])
+def test_introns_that_do_not_end_with_ag_are_told_and_not_refused(letters: str, tmp_path: Path) -> None:
+    """As group II introns of organelles."""
+    text, genes = few_sites(15, 0)
+    (tmp_path / "g.fa").write_text(text.replace("AG" + "A" * 20, letters + "A" * 20))
+    (said,) = Genome(tmp_path / "g.fa", tmp_path).check(genes, "a.gtf")
+    assert "only 0 of 15 acceptors looked at on 16 contig(s) of few sites" in said
+    assert Genome(tmp_path / "g.fa", tmp_path).check(few_sites(15, 0)[1][:3], "a.gtf") == []
+
+
+def test_positions_beyond_32_bits_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "g.fa").write_text(">c\nACGT\n")
+    genome = Genome(tmp_path / "g.fa", tmp_path)
+    genome.contigs["c"] = 3_000_000_000  # such a file would fill the disk
+    genome.check([gene(2_147_483_600, 2_147_483_647)], "a")
+    with pytest.raises(InputError, match=r"1 gene\(s\) end beyond position 2,147,483,647 of their contig, the first G"):
+        genome.check([gene(2_147_483_600, 2_147_483_648)], "a")
+
+
 def test_a_draft_genome_is_checked_in_time_that_goes_with_its_genes(tmp_path: Path) -> None:
     contigs = 12_000
     text, genes = few_sites(contigs, 0)
