@@ -144,7 +144,8 @@ def open_base(
     Parameters
     ----------
     sources : sequence of Path
-        A table, or the tracks of donor and acceptor: of the genes to score, so not always the files described.
+        A table, or tracks (`ScoreTracks`), as many as described: of the genes to score, so not always the files
+        described.
         The weights of openspliceai: the very ones described. Nothing for pwm and spliceai.
     scratch : Path
         Folder for the table that a TSV file is turned into.
@@ -158,12 +159,15 @@ def open_base(
     UsageError
         The wrong number of sources, or an optional package is not installed.
     """
-    wanted = {"table": 1, "bigwig": 2, "openspliceai": 1}.get(description.kind, 0)
+    wanted = {"table": (1,), "bigwig": (2, 4), "openspliceai": (1,)}.get(description.kind, (0,))
+    if description.kind == "bigwig" and description.sources:  # a strand's own scores, or not, are other features
+        wanted = (len(description.sources),)
     described = ", ".join(s.name for s in description.sources)
-    if len(sources) != wanted:
+    if len(sources) not in wanted:
         raise UsageError(
             f"the base model {description.kind} was given {len(sources)} file(s)",
-            expected=f"{wanted or 'none'}{f', as {described}' if wanted and described else ''}",
+            expected=f"{' or '.join(str(n or 'none') for n in wanted)}"
+            f"{f', as {described}' if any(wanted) and described else ''}",
         )
     base: BaseModel
     if description.kind == "table":
@@ -175,7 +179,7 @@ def open_base(
     if description.kind == "bigwig":
         from metabatch.building.base_tracks import ScoreTracks
 
-        return ScoreTracks(sources[0], sources[1], known)
+        return ScoreTracks(*sources, known=known)
     if description.kind == "pwm":
         from metabatch.building.pwm import PositionWeightModel
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,15 @@ class ScoreTable:
         self._groups = whole_files(self._files)
         self._of_gene = self._index_genes() if self._by_gene else {}
         self._ranges = [] if self._by_gene else [self._range(piece) for piece in self._groups]
+
+    @property
+    def stranded(self) -> bool:
+        """Whether a gene's scores are its own, or at least its strand's."""
+        return self._by_gene or self._strand is not None
+
+    def lacking(self, genes: Iterable[Gene]) -> list[str]:
+        """Ids of the genes without a row; none where the table is looked up by position."""
+        return [g.gene_id for g in genes if g.gene_id not in self._of_gene] if self._by_gene else []
 
     def describe(self) -> BaseDescription:
         """With the sha256 of every file."""

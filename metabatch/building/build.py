@@ -22,8 +22,10 @@ from metabatch.building.opening import BaseAsked, opened
 from metabatch.building.positions import Positions
 from metabatch.building.request import BuildRequest, check_request
 from metabatch.building.rows import targets
-from metabatch.building.selection import held_out, subset, wanted_genes
+from metabatch.building.selection import held_out, missed_sites, subset, wanted_genes
 from metabatch.building.shards import ShardPlan, cut_shards, write_shard
+from metabatch.building.source_checks import check_source
+from metabatch.building.unlabelled import unlabelled_sites
 from metabatch.building.workers import each
 from metabatch.errors import InputError
 from metabatch.resources.progress import Progress
@@ -40,8 +42,6 @@ from metabatch.rundir.store import Store, earlier_output, no_empty_folder, tidy_
 
 log = logging.getLogger(__name__)
 STAGE = "build-dataset"
-# A base model calls a site from here on, where genes are ranked by its errors.
-_CALLED = 0.5
 
 
 @dataclass(frozen=True)
@@ -92,15 +92,20 @@ def _build(
     genome: Path, annotation: Path, out: Path, base: BaseAsked, request: BuildRequest, sources: dict[str, Source],
     fingerprint: str, scratch: Path, workers: int, stop: StopFlag, done: Done | None,
 ) -> BuildResult:  # fmt: skip
-    genes = wanted_genes(with_loci(read_annotation(annotation, sites=request.sites, stop=stop.check)), request)
+    annotated = with_loci(read_annotation(annotation, sites=request.sites, stop=stop.check))
+    genes = wanted_genes(annotated, request)
     trim_memory()  # what reading the annotation took
     sequence = Genome(genome, scratch, stop.check)
-    sequence.check(genes, str(annotation))
+    said = sequence.check(genes, str(annotation))
     chosen = partial(_errors, genes, sequence, base, request, scratch, workers, stop)
     genes = subset(genes, request, chosen)
     held, how = held_out(genes, request) if base.fitted else (set(), "")
     known = [s for name, s in sources.items() if name.startswith("base ")]
     model = opened(base, [g for g in genes if g.gene_id not in held], sequence, scratch, known, stop.check)
+    said += [*check_source(model, genes, stop.check), *unlabelled_sites(genes, annotated)]
+    del annotated
+    for text in said:
+        log.warning("%s", text)
     positions = Positions(sequence, model, request.features)
     rows = targets(request.sampling, np.array([g.length for g in genes]))
     shards = cut_shards(genes, rows.tolist(), request.sampling, request.rows_per_shard)
@@ -121,7 +126,7 @@ def _build(
             metabatch_version=__version__, request=request,
             recipe=Recipe(features_version=FEATURES_VERSION, features=request.features, base=model.describe()),
             genome=sources["genome"], annotation=sources["annotation"], holdout=how, genes=len(genes), rows=total,
-            shards=files,
+            shards=files, warnings=tuple(said),
         )  # fmt: skip
         save(folder / DATASET_FILE, built)
         store.take(folder)
@@ -161,11 +166,13 @@ def _errors(
     genes: Sequence[Gene], sequence: Genome, base: BaseAsked, request: BuildRequest, scratch: Path, workers: int,
     stop: StopFlag,
 ) -> list[int]:  # fmt: skip
-    """Sites that the base model does not call, and positions that it calls and are none, of each gene.
+    """Sites that the base model misses, of each gene.
 
     A base model that is fitted here is fitted on all of them for this, and again on what is chosen.
     """
-    positions = Positions(sequence, opened(base, genes, sequence, scratch), request.features)
+    model = opened(base, genes, sequence, scratch)
+    check_source(model, genes, stop.check)
+    positions = Positions(sequence, model, request.features)
     found = [0] * len(genes)
     with Progress("errors of the base model", len(genes), "genes") as progress:
         for place, number in each(genes, _errors_of, positions, workers, stop):
@@ -179,8 +186,7 @@ def _errors(
 
 def _errors_of(positions: Positions, gene: Gene, stop: Callable[[], None]) -> int:
     stop()
-    scores, labels = positions.material(gene).scores, gene.labels()
-    return sum(int(np.count_nonzero((scores[:, c] >= _CALLED) != (labels == c))) for c in (1, 2))
+    return missed_sites(gene, positions.material(gene).scores)
 
 
 def _sources(genome: Path, annotation: Path, base: BaseAsked) -> dict[str, Source]:

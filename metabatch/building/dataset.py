@@ -32,7 +32,7 @@ class BuiltDataset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """dataset.json.
 
     holdout : how the genes were set aside that the base model was not fitted on; empty where none was fitted.
-    shards : name -> bytes and sha256.
+    shards : name -> bytes and sha256. warnings : what was said of the sources.
     """
 
     format_version: int = FORMAT_VERSION
@@ -45,6 +45,7 @@ class BuiltDataset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     genes: int
     rows: int
     shards: dict[str, FileRecord]
+    warnings: tuple[str, ...] = ()
 
 
 def gene_manifest(

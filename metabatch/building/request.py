@@ -19,7 +19,8 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """The options of a data set.
 
     sites : of all transcripts, or of the canonical one. gene_types, gene_ids : the only ones taken; empty: all.
-    subset_policy : how `n_genes` of them are taken: at random, or those in which the base model errs most often.
+    subset_policy : how `n_genes` of them are taken: at random, or those in which the base model misses
+    most sites.
     holdout_fraction, holdout_chrom : genes a base model that is fitted here (pwm) does not see; None: the default.
     rows_per_shard : rows expected of a shard, whole loci.
     """

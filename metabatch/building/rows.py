@@ -100,7 +100,7 @@ def select_rows(
     if drawn == 0:
         pool = 0  # nothing would stand for it: it joins the rest
     negatives = np.flatnonzero(labels == 0)
-    order = _best_first(np.maximum(scores[:, DONOR], scores[:, ACCEPTOR])[negatives], best + pool)
+    order = best_first(np.maximum(scores[:, DONOR], scores[:, ACCEPTOR])[negatives], best + pool)
     top, following = negatives[order[:best]], negatives[order[best:]]
     others = np.delete(negatives, order)
     rng = _generator(gene_id, seed)
@@ -113,7 +113,7 @@ def select_rows(
     return index[ascending], weight[ascending]
 
 
-def _best_first(peak: np.ndarray, wanted: int) -> np.ndarray:
+def best_first(peak: np.ndarray, wanted: int) -> np.ndarray:
     """Places of the `wanted` highest (fewer, where there are fewer), highest first, the first of equal ones first."""
     wanted = min(wanted, len(peak))
     if wanted == 0:

@@ -389,6 +389,23 @@ def test_a_position_without_a_value_in_a_track_is_named(tmp_path: Path) -> None:
         )
 
 
+def test_a_strand_has_its_own_of_four_tracks(tmp_path: Path) -> None:
+    values = {"donor.plus": 0.125, "donor.minus": 0.25, "acceptor.plus": 0.5, "acceptor.minus": 0.0625}
+    paths = [track(tmp_path / f"{name}.bw", dict.fromkeys(range(1, 30), v)) for name, v in values.items()]
+    base = ScoreTracks(*paths)
+    for model in (base, pickle.loads(pickle.dumps(base)), open_base(base.describe(), paths, scratch=tmp_path)):
+        assert model.scores(gene(), NO_CODES)[0].tolist() == [0.375, 0.125, 0.5]
+        assert model.scores(gene(strand="-"), NO_CODES)[0].tolist() == [0.6875, 0.25, 0.0625]
+    assert base.lacking([gene(), gene(chrom="d", name="H")]) == ["H"]
+    # A strand's own scores and those of both are not the same features.
+    for described, given in ((base, paths[::2]), (ScoreTracks(*paths[::2]), paths)):
+        with pytest.raises(UsageError, match=rf"bigwig was given {len(given)} file\(s\)"):
+            open_base(described.describe(), given, scratch=tmp_path)
+    for wrong in (paths[::-1], [paths[0], paths[2], paths[1], paths[3]], [paths[2], paths[0]]):
+        with pytest.raises(UsageError, match="is given as the track"):
+            ScoreTracks(*wrong)
+
+
 def test_what_is_no_track_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("pybigtools")
     (tmp_path / "x.bw").write_bytes(b"nothing" * 99)
