@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import signal
@@ -13,14 +14,29 @@ from multiprocessing.synchronize import Event
 from typing import Any
 
 from metabatch.errors import BudgetError, InterruptedRunError
+from metabatch.resources.limits import cpu_count, memory_limits
 from metabatch.resources.process import follow_parent
 from metabatch.resources.signals import StopFlag
 
 _POLL_SECONDS = 0.5
+log = logging.getLogger(__name__)
+# What a worker may take: 223 MiB were measured with 1,160 columns and genes of up to 100,000 nt (benchmarks/RESULTS.md,
+# building); a gene of 2.3 Mnt takes 100 MiB more.
+WORKER_BYTES = 512 << 20
 
 # Of a worker process: what it was given once, and whether it is to stop.
 _given: list[Any] = []
 _stop: list[Event] = []
+
+
+def default_workers() -> int:
+    """As many as there are CPUs, but no more than the memory holds beside this process; at least 1."""
+    limit, cpus = memory_limits()[0], cpu_count()
+    room = max(1, limit.bytes // WORKER_BYTES - 1)
+    if room < cpus:
+        log.info("%d worker(s) on %d CPUs: at %d MiB each the memory holds no more (%s: %.1f GB)", room, cpus,
+                 WORKER_BYTES >> 20, limit.source, limit.bytes / 2**30)  # fmt: skip
+    return min(room, cpus)
 
 
 def each[Item, Given, Found](

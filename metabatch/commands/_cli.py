@@ -14,7 +14,7 @@ import msgspec
 from docopt import DocoptExit, docopt
 
 from metabatch import __version__
-from metabatch.errors import InputError, MetabatchError, UsageError
+from metabatch.errors import BudgetError, InputError, MetabatchError, UsageError
 from metabatch.resources.signals import interrupted_by_signals
 
 EXIT_CODES = """Exit codes:
@@ -58,6 +58,8 @@ def run_command(usage: str, action: Callable[[Arguments], Any], argv: Sequence[s
             result = action(arguments)
     except MetabatchError as error:
         return _fail(error)
+    except MemoryError as error:
+        return _fail(_memory_error(error))
     except OSError as error:
         expected = _file_error(error)
         if expected is None:
@@ -96,6 +98,15 @@ def _internal_error() -> int:
     traceback.print_exc()
     print("internal error: this is a bug in metabatch; please report the lines above", file=sys.stderr)
     return MetabatchError.exit_code
+
+
+def _memory_error(error: MemoryError) -> BudgetError:
+    """Memory that could not be had is the surroundings' fault, not a bug."""
+    logging.getLogger(__name__).debug("raised at", exc_info=True)
+    return BudgetError(
+        f"memory ran out{f': {error}' if str(error) else ''}",
+        next_step="the same command with more memory, or with fewer --workers or --threads where it has them",
+    )
 
 
 def _file_error(error: OSError) -> InputError | None:

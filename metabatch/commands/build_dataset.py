@@ -12,10 +12,10 @@ from metabatch.building.features import FeatureSpec
 from metabatch.building.opening import BaseAsked
 from metabatch.building.request import HOLDOUT_FRACTION, BuildRequest, check_request
 from metabatch.building.rows import RowSampling
+from metabatch.building.workers import WORKER_BYTES, default_workers
 from metabatch.commands._cli import COMMON, EXIT_CODES, Arguments, Text, name_list, run_command
 from metabatch.commands._options import names_of
 from metabatch.errors import UsageError
-from metabatch.resources.limits import cpu_count
 
 _FEATURES, _ROWS, _REQUEST = FeatureSpec(), RowSampling(), BuildRequest()
 
@@ -30,7 +30,8 @@ Interrupted, the same command goes on with the shards that were finished; any nu
 
 Base scores (one of them):
   --base-scores FILES     A parquet file, a folder of them, or TSV: by gene_id and position, or by chrom and position;
-                          or two bigWig files, of donor and acceptor, separated by a comma.
+                          or two bigWig files, of donor and acceptor, separated by a comma; or four, with scores of
+                          each strand: donor plus, donor minus, acceptor plus, acceptor minus.
   --base-model NAME       pwm: position weights, fitted on the training genes of this data set. openspliceai:FILE or
                           spliceai: networks (extras of the package).
   --score-columns LIST    donor, acceptor and neither column of --base-scores (default: donor_score,acceptor_score,
@@ -41,7 +42,7 @@ Genes:
   --gene-types LIST       Only genes of these types (protein_coding, …).
   --gene-ids LIST         Only these genes: names, or a file with one a line.
   --n-genes N             So many of them, by --subset-policy.
-  --subset-policy NAME    all; random; errors: those in which the base model errs most often
+  --subset-policy NAME    all; random; errors: those in which the base model misses most sites
                           [default: {_REQUEST.subset_policy}].
   --holdout-fraction X    With pwm: part of the genes it is not fitted on; `plan` holds them out
                           (default: {HOLDOUT_FRACTION:g}).
@@ -65,7 +66,8 @@ Rows (each gene has all its sites; multiples are of its sites):
   --min-random N          Least number drawn of all other negatives (default: {_ROWS.min_random}).
   --rows-per-shard N      Rows of a shard, whole loci of overlapping genes (default: {_REQUEST.rows_per_shard}).
   --seed N                Of all draws (default: {_REQUEST.seed}).
-  --workers N             Processes (default: the CPUs this process may use).
+  --workers N             Processes (default: the CPUs this process may use, and no more than memory holds at
+                          {WORKER_BYTES >> 20} MiB each).
 
 Common:
 {COMMON}
@@ -79,7 +81,7 @@ _BIGWIG = (".bw", ".bigwig")
 def action(arguments: Arguments) -> Text:
     base, request = base_of(arguments), request_of(arguments)
     check_request(request, fits_base=base.fitted)
-    workers = cpu_count() if arguments["--workers"] is None else _number(arguments, "workers", int)
+    workers = default_workers() if arguments["--workers"] is None else _number(arguments, "workers", int)
     if workers < 1:
         raise UsageError(f"--workers {workers} cannot be used", expected="1 or more")
 
@@ -118,13 +120,14 @@ def base_of(arguments: Arguments) -> BaseAsked:
 
 def _scores(scores: str, columns: str | None) -> BaseAsked:
     paths = tuple(Path(p) for p in name_list(scores))
-    if len(paths) == 2 and all(p.suffix.lower() in _BIGWIG for p in paths):
+    if len(paths) in (2, 4) and all(p.suffix.lower() in _BIGWIG for p in paths):
         if columns is not None:
             raise UsageError("--score-columns decides nothing here: bigWig files have no columns")
         return BaseAsked("bigwig", paths)
     if len(paths) != 1 or paths[0].suffix.lower() in _BIGWIG:
         raise UsageError(
-            f"--base-scores {scores} cannot be used", expected="one table, or two bigWig files (donor,acceptor)"
+            f"--base-scores {scores} cannot be used",
+            expected="one table, two bigWig files (donor,acceptor), or four (donor and acceptor, plus before minus)",
         )
     given = name_list(columns) if columns is not None else None
     if given is not None and len(given) not in (2, 3):
@@ -141,6 +144,7 @@ def _scores(scores: str, columns: str | None) -> BaseAsked:
 
 def request_of(arguments: Arguments) -> BuildRequest:
     """The options as `BuildRequest`."""
+    _refuse_idle(arguments)
     return BuildRequest(
         features=FeatureSpec(**_given(arguments, _OF_FEATURES)),
         sampling=RowSampling(all_positions=arguments["--all-positions"], **_given(arguments, _OF_ROWS)),
@@ -151,6 +155,16 @@ def request_of(arguments: Arguments) -> BuildRequest:
             ("gene_types", "gene_ids", "n_genes", "holdout_fraction", "holdout_chrom", "rows_per_shard", "seed"),
         ),
     )
+
+
+def _refuse_idle(arguments: Arguments) -> None:
+    """Options of rows beside others that leave them nothing to decide."""
+    given = [_flag(field) for field in _OF_ROWS if arguments[_flag(field)] is not None]
+    if arguments["--all-positions"] and given:
+        raise UsageError(f"{given[0]} decides nothing beside --all-positions", expected="one of them")
+    nothing_drawn = arguments["--next-drawn"] is not None and _number(arguments, "next_drawn", float) == 0
+    if nothing_drawn and "--next-pool" in given and _number(arguments, "next_pool", float) > 0:
+        raise UsageError("--next-pool decides nothing beside --next-drawn 0", expected="a number to draw, or no pool")
 
 
 _KINDS: dict[str, Callable[[str], Any]] = {
@@ -182,7 +196,12 @@ def _flag(field: str) -> str:
 
 
 def _sizes(text: str) -> tuple[int, ...]:
-    return () if text == "none" else tuple(int(part) for part in name_list(text))
+    if text == "none":
+        return ()
+    sizes = tuple(int(part) for part in name_list(text))
+    if not sizes:
+        raise UsageError(f"--kmer-sizes {text!r} names nothing", expected="sizes in nt; none: no counts")
+    return sizes
 
 
 def _ids(text: str) -> tuple[str, ...]:
