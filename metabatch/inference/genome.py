@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from metabatch.building.genes import Gene, with_loci
 from metabatch.building.genome import Genome
 from metabatch.building.opening import files_of
 from metabatch.building.positions import Material, Positions
+from metabatch.building.source_checks import check_source
 from metabatch.ensemble.bundle import BUNDLE_FILE, find_bundle
 from metabatch.ensemble.estimator import MetaModel
 from metabatch.errors import InputError, UsageError
@@ -31,6 +33,12 @@ from metabatch.rundir.bundle import Bundle
 from metabatch.rundir.fingerprint import hash_texts
 from metabatch.rundir.manifests import load
 from metabatch.rundir.publish import sha256_file
+
+log = logging.getLogger(__name__)
+# A gene or region is held whole: some 40 bytes a position (scores, their counts and sequence), so 200 MB at most of a
+# region. The longest human gene has 2.3 Mnt.
+MOST_REGION_NT = 5_000_000
+_OF_SPAN = ("gene_length", "distance_to_start", "distance_to_end")
 
 
 @dataclass(frozen=True)
@@ -146,7 +154,9 @@ def open_genome(model: str | Path, asked: GenomeAsked, scratch: Path) -> GenomeR
     genome = Genome(asked.genome, scratch)
     genes = read_annotation(places, sites="all") if asked.annotation else read_regions(places)
     genes = _chosen(with_loci(genes), asked.gene_ids)
-    genome.check(genes, str(places))
+    said = genome.check(genes, str(places))
+    if asked.regions:
+        said += _of_spans([f.name for f in bundle.features], recipe.features.reach)
     if asked.weights and recipe.base.kind != "openspliceai":
         raise UsageError(
             f"--base-weights decides nothing here: the model was trained on scores of the kind {recipe.base.kind}",
@@ -159,8 +169,24 @@ def open_genome(model: str | Path, asked: GenomeAsked, scratch: Path) -> GenomeR
         )
     given = (*asked.scores, *asked.weights)
     base = open_base(recipe.base, given, scratch=scratch)
+    for text in said + check_source(base, genes):
+        log.warning("%s", text)
     files = {"genome": asked.genome, "places": places} | {f"base {i}": p for i, p in enumerate(files_of(given))}
     return GenomeRows(Positions(genome, base, recipe.features), genes, places.name, files)
+
+
+def _of_spans(features: Sequence[str], reach: int) -> list[str]:
+    """What regions that are no genes do to the features of a model."""
+    spans = [name for name in _OF_SPAN if name in features]
+    far = any(name.endswith((f"_max_up{reach}", f"_max_down{reach}")) for name in features)
+    texts = [f"{', '.join(spans)} are the region's own"] if spans else []
+    texts += [f"scores beyond its ends count as 0, within {reach} nt too"] if far else []
+    if not texts:
+        return []
+    return [
+        f"each region is scored like a gene of that span: {'; '.join(texts)}. Of regions that are not whole genes the "
+        "model was not trained on such values: prefer --annotation, or regions of the genes' spans"
+    ]
 
 
 def _chosen(genes: Sequence[Gene], gene_ids: Sequence[str]) -> list[Gene]:
@@ -183,7 +209,7 @@ def read_regions(path: Path) -> list[Gene]:
     Raises
     ------
     InputError
-        Naming the line: too few columns, no positions, a name used twice.
+        Naming the line: too few columns, no positions, more than `MOST_REGION_NT`; or a name used twice.
     """
     if not path.is_file():
         raise InputError(f"regions {path} do not exist", expected="a BED file")
@@ -200,6 +226,13 @@ def read_regions(path: Path) -> list[Gene]:
                 f"line {number} of {path.name} is no region: {line[:60]!r}",
                 expected="chrom, start (from 0), end, and where there are more: name, score, strand, separated by tabs",
                 where=f"{path}, line {number}",
+            )
+        if end - start > MOST_REGION_NT:
+            raise InputError(
+                f"line {number} of {path.name} is a region of {end - start:,} nt",
+                expected=f"at most {MOST_REGION_NT:,} nt: a region is held in memory whole",
+                where=f"{path}, line {number}",
+                next_step="cut it where no gene is, or give --annotation for the positions of genes",
             )
         strand = "+" if strand == "." else strand
         name = cells[3].strip() if len(cells) > 3 and cells[3].strip() else f"{cells[0]}:{start + 1}-{end}{strand}"
