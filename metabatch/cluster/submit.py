@@ -170,12 +170,18 @@ def _to_train(
 
 def _finish(state: RunState, stages: Mapping[str, Job], needed: list[str], queue: _Queue, *, anew: bool) -> None:
     """Submit consolidate and evaluate where they are not done and not on their way. `anew`: whatever they are now."""
-    for stage, done in (("consolidate", state.ensemble == "done"), ("evaluate", state.evaluation == "done")):
+    made = (
+        ("consolidate", state.ensemble, state.ensemble_detail),
+        ("evaluate", state.evaluation, state.evaluation_detail),
+    )
+    for stage, now, detail in made:
         job = stages.get(stage)
         if not anew and job is not None and job.is_open:
             queue.notes.append(f"{stage} is on its way: {job.describe()}")
             needed = [job.name]
-        elif anew or needed or not done:
+        elif anew or needed or now != "done":
+            if detail:
+                queue.notes.append(f"{stage} is done again: {detail}")
             needed = [queue.stage(stage, needed)]
             anew = True
 

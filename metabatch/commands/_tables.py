@@ -126,11 +126,16 @@ def status_text(state: RunState) -> str:
         [
             f"{state.run}: {state.strategy}, {done} of {len(state.instances)} instances done",
             table(head, rows),
-            f"ensemble {state.ensemble}, evaluation {state.evaluation}",
+            f"ensemble {state.ensemble}{_aside(state.ensemble_detail)}, "
+            f"evaluation {state.evaluation}{_aside(state.evaluation_detail)}",
             *([] if state.slurm is None else [f"Slurm cannot be asked, its jobs are not known: {state.slurm}"]),
             f"next: {state.next_step}",
         ]
     )
+
+
+def _aside(text: str) -> str:
+    return f" ({text})" if text else ""
 
 
 def evaluation_text(metrics: dict[str, Any], report: Path) -> str:

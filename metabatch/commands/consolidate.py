@@ -17,7 +17,9 @@ Usage:
 Options:
   --allow-missing         Make the model of the instances that are done; that some are missing is said wherever the
                           model is (default: a missing, failed or altered instance is an error).
-  --combine RULE          auto, {", ".join(COMBINATIONS)} (default: what `plan` was told, else auto).
+  --combine RULE          auto, {", ".join(COMBINATIONS)}
+                          (default: the rule that the model in RUN was asked for; at first what `plan` was told, else
+                          auto).
 {COMMON}
 {EXIT_CODES}"""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import shutil
 from dataclasses import dataclass
@@ -17,10 +18,10 @@ from metabatch.ensemble.bundle import BUNDLE_FILE, member_folder
 from metabatch.ensemble.combination import learn_combination, save_combination
 from metabatch.ensemble.combining import equal
 from metabatch.ensemble.estimator import MetaModel
-from metabatch.ensemble.instances import COMBINE, instance_markers, only_instances, usable_instances
+from metabatch.ensemble.instances import only_instances, usable_instances
 from metabatch.errors import InputError
 from metabatch.models.member import load_member
-from metabatch.options import CombineOption
+from metabatch.options import COMBINATIONS, CombineOption
 from metabatch.resources.limits import cpu_count
 from metabatch.resources.usage import ResourceUsage
 from metabatch.rundir.bundle import Bundle, BundleMember, Combination
@@ -28,10 +29,13 @@ from metabatch.rundir.fingerprint import open_plan
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.lease import tidy
 from metabatch.rundir.lock import hold_folder
-from metabatch.rundir.manifests import Lowered, Plan, load, save
-from metabatch.rundir.markers import check_stage, finish_stage, is_marked
+from metabatch.rundir.made_from import COMBINE, instance_markers
+from metabatch.rundir.manifests import Done, Lowered, Plan, load, save
+from metabatch.rundir.markers import MARKER, check_stage, finish_stage, is_marked
 from metabatch.rundir.publish import attempt_folder
 from metabatch.rundir.tables import read_features, write_table
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def consolidate(
     Parameters
     ----------
     combine : str, optional
-        How the members are combined, instead of what the plan says.
+        How the members are combined. None: as it was asked for when the ensemble in the run was made, else by the plan.
     allow_missing : bool
         Make the ensemble of the instances that can be used, and say so in it.
 
@@ -67,7 +71,9 @@ def consolidate(
     dones = usable_instances(run, planned, allow_missing=allow_missing)
     plan = only_instances(run, planned, dones)
     missing = tuple(p.index for p in planned.instances if p.index not in dones)
-    asked = combine or plan.options.combine
+    asked = combine or _asked_before(run, plan) or plan.options.combine
+    if combine is None and asked != plan.options.combine:
+        log.info("combined by %s as for the ensemble that is there: --combine says otherwise", asked)
     inputs = instance_markers(run, dones) | {COMBINE: asked}
     if not force and _is_current(run, plan, inputs):
         tidy(run.ensemble)
@@ -140,6 +146,19 @@ def _in_parts(run: RunDir, plan: Plan) -> list[Lowered]:
             option = f"parts in which the genes of instance {planned.index} were trained"
             found.append(Lowered(option=option, default=1, value=usage.parts, because=because))
     return found
+
+
+def _asked_before(run: RunDir, plan: Plan) -> CombineOption | None:
+    """The rule that was asked for when the ensemble in the run was made; None without one of this plan."""
+    if not is_marked(run.ensemble):
+        return None
+    try:
+        done = load(run.ensemble / MARKER, Done)
+    except InputError:
+        return None
+    asked = done.inputs.get(COMBINE)
+    known: tuple[CombineOption, ...] = ("auto", *COMBINATIONS)
+    return next((rule for rule in known if rule == asked), None) if done.fingerprint == plan.fingerprint else None
 
 
 def _is_current(run: RunDir, plan: Plan, inputs: dict[str, str]) -> bool:

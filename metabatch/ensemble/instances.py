@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from shlex import quote
 
@@ -10,18 +11,16 @@ import polars as pl
 
 from metabatch.errors import InputError
 from metabatch.rundir.layout import RunDir
+from metabatch.rundir.made_from import instance_markers, markers_of
 from metabatch.rundir.manifests import Done, Lowered, Plan
-from metabatch.rundir.markers import MARKER, check_stage
-from metabatch.rundir.publish import sha256_file
+from metabatch.rundir.markers import check_stage
 from metabatch.rundir.tables import instance_genes, read_genes
 
-# Among the marker's inputs: what was asked for, beside what it was made from.
-COMBINE = "combine"
-_INSTANCE = "instances/{:02d}"
+log = logging.getLogger(__name__)
 
 
 def usable_instances(run: RunDir, plan: Plan, *, allow_missing: bool = False) -> dict[int, Done]:
-    """The markers of all planned instances; with `allow_missing` of those that can be used.
+    """The markers of all planned instances; with `allow_missing` of those that can be used, with a warning of others.
 
     Raises
     ------
@@ -53,12 +52,9 @@ def usable_instances(run: RunDir, plan: Plan, *, allow_missing: bool = False) ->
             next_step=f"train them (again): sbatch --array={indices} jobs/train.sh {quote(str(run.root))}, "
             f"or bin/train-instance {quote(str(run.root))} N for each",
         )
+    for index, text in problems:
+        log.warning("instance %d is left out: %s", index, text)
     return dones
-
-
-def instance_markers(run: RunDir, indices: Collection[int]) -> dict[str, str]:
-    """sha256 of the markers of instances: what an ensemble was made from."""
-    return {_INSTANCE.format(i): sha256_file(run.instance(i).root / MARKER) for i in indices}
 
 
 def only_instances(run: RunDir, plan: Plan, used: Collection[int]) -> Plan:
@@ -108,11 +104,11 @@ def consolidated_plan(run: RunDir, plan: Plan, made_from: dict[str, str]) -> Pla
     InputError
         An instance of the ensemble that is missing, altered, or another than it was.
     """
-    markers = {name: value for name, value in made_from.items() if name != COMBINE}
-    used = [p.index for p in plan.instances if _INSTANCE.format(p.index) in markers]
+    markers = markers_of(made_from)
+    used = [p.index for p in plan.instances if p.index in markers]
     own = only_instances(run, plan, used)
     usable_instances(run, own)
-    if instance_markers(run, used) != markers:
+    if markers_of(instance_markers(run, used)) != markers:
         raise InputError(
             "the ensemble was made from other instances than those now in the run",
             where=str(run.ensemble),

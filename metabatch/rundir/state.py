@@ -14,11 +14,14 @@ from metabatch.rundir.fingerprint import open_plan
 from metabatch.rundir.jobs import Job, Jobs, jobs_of
 from metabatch.rundir.layout import InstanceDir, RunDir
 from metabatch.rundir.lease import Owner, is_alive, read_owner
-from metabatch.rundir.manifests import Plan, PlannedInstance
-from metabatch.rundir.markers import check_stage, is_marked
+from metabatch.rundir.made_from import instance_markers, markers_of
+from metabatch.rundir.manifests import Done, Plan, PlannedInstance
+from metabatch.rundir.markers import MARKER, check_stage, is_marked
+from metabatch.rundir.publish import sha256_file
 
 _NOT_STARTED = "not started"
-State = Literal["done", "running", "queued", "failed", "interrupted", "pending"]
+# stale: finished, but what it was made from is another now.
+State = Literal["done", "running", "queued", "failed", "interrupted", "pending", "stale"]
 
 
 class InstanceState(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,14 +38,22 @@ class InstanceState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunState(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole run. `next_step` is what to type; `slurm`: what Slurm said when it could not be asked."""
+    """A whole run.
+
+    ensemble, evaluation : their states; `…_detail`: what is wrong with them, or lacks; empty: nothing to say.
+    lacks : planned instances that the ensemble in the run was made without (`consolidate --allow-missing`).
+    next_step : what to type. slurm : what Slurm said when it could not be asked.
+    """
 
     run: str
     strategy: str
     budget_bytes: int
     instances: list[InstanceState]
     ensemble: State
+    ensemble_detail: str
+    lacks: list[int]
     evaluation: State
+    evaluation_detail: str
     next_step: str
     slurm: str | None = None
 
@@ -53,16 +64,25 @@ def survey(run: RunDir, jobs: Jobs | None = None) -> RunState:
     if jobs is None:
         jobs = jobs_of(run, plan)
     instances = [_instance_state(run.instance(p.index), p, plan, jobs.instances.get(p.index)) for p in plan.instances]
-    ensemble = _stage_state(run, plan, "ensemble", "consolidate", jobs)
-    evaluation = _stage_state(run, plan, "evaluation", "evaluate", jobs)
+    made = _finished(run, plan, "ensemble", "consolidate")
+    lacks = [] if made is None else [i.index for i in instances if i.index not in markers_of(made.inputs)]
+    outdated = "" if made is None else _ensemble_outdated(run, made, instances)
+    evaluated = _finished(run, plan, "evaluation", "evaluate")
+    ensemble = _stage_state(run, "ensemble", made, outdated, jobs.stages.get("consolidate"))
+    since = "" if evaluated is None else _evaluation_outdated(run, evaluated, ensemble)
+    evaluation = _stage_state(run, "evaluation", evaluated, since, jobs.stages.get("evaluate"))
+    said = [f"made without instance {_listed(lacks)}"] if lacks else []
     return RunState(
         run=str(run.root),
         strategy=plan.strategy,
         budget_bytes=plan.budget.bytes,
         instances=instances,
         ensemble=ensemble,
+        ensemble_detail="; ".join([*said, outdated] if outdated else said),
+        lacks=lacks,
         evaluation=evaluation,
-        next_step=_next_step(run, plan, instances, ensemble, evaluation),
+        evaluation_detail=since,
+        next_step=_next_step(run, plan, instances, ensemble, evaluation, lacks),
         slurm=jobs.unknown,
     )
 
@@ -133,26 +153,58 @@ def _in_slurm(job: Job, state: State, detail: str) -> tuple[State, str]:
     return state, f"{ending}; {detail}"
 
 
-def _stage_state(run: RunDir, plan: Plan, folder: str, stage: str, jobs: Jobs) -> State:
-    job = jobs.stages.get(stage)
+def _finished(run: RunDir, plan: Plan, folder: str, stage: str) -> Done | None:
+    """The marker of a stage whose files agree with it; None without."""
+    if not is_marked(run.root / folder):
+        return None
+    try:
+        return check_stage(run.root / folder, stage=stage, fingerprint=plan.fingerprint)
+    except InputError:
+        return None
+
+
+def _ensemble_outdated(run: RunDir, made: Done, instances: list[InstanceState]) -> str:
+    """Why the ensemble is to be made again; empty when the instances that are done are those it was made from."""
+    before = markers_of(made.inputs)
+    now = markers_of(instance_markers(run, [i.index for i in instances if i.state == "done"]))
+    since = [i for i in now if i not in before]
+    anew = [i for i in now if i in before and now[i] != before[i]]
+    reasons = [f"instance {_listed(since)} is done since"] if since else []
+    reasons += [f"instance {_listed(anew)} was trained anew since"] if anew else []
+    return ", ".join(reasons)
+
+
+def _evaluation_outdated(run: RunDir, evaluated: Done, ensemble: State) -> str:
+    """Why the evaluation is to be made again; empty when it is of the ensemble in the run, which stays."""
+    marker = run.ensemble / MARKER
+    if not marker.is_file() or evaluated.inputs.get("ensemble") != sha256_file(marker):
+        return "of another ensemble than the one in the run"
+    return "of an ensemble that is to be made again" if ensemble == "stale" else ""
+
+
+def _stage_state(run: RunDir, folder: str, done: Done | None, outdated: str, job: Job | None) -> State:
     if job is not None and job.is_open:
         return "running" if job.is_at_work else "queued"
-    if not is_marked(run.root / folder):
-        return "pending" if job is None or job.ending() is None else "failed"
-    try:
-        check_stage(run.root / folder, stage=stage, fingerprint=plan.fingerprint)
-    except InputError:
+    if done is not None:
+        return "stale" if outdated else "done"
+    if is_marked(run.root / folder):
         return "failed"
-    return "done"
+    return "pending" if job is None or job.ending() is None else "failed"
 
 
-def _next_step(run: RunDir, plan: Plan, instances: list[InstanceState], ensemble: State, evaluation: State) -> str:
+def _next_step(
+    run: RunDir, plan: Plan, instances: list[InstanceState], ensemble: State, evaluation: State, lacks: list[int]
+) -> str:
     place = quote(str(run.root))
     open_ones = [i.index for i in instances if i.state in ("pending", "failed", "interrupted")]
+    to_be_whole = ""
     if open_ones:
-        lines = f"bin/train-instance {place} {open_ones[0]}"
         array = sbatch_line(run, plan, None if len(open_ones) == len(instances) else open_ones)
-        return f"{lines}   (or on a cluster: bin/submit {place}, or {array})"
+        training = f"bin/train-instance {place} {open_ones[0]}   (or on a cluster: bin/submit {place}, or {array})"
+        if ensemble != "done" or not set(open_ones) <= set(lacks):
+            return training
+        # An ensemble of the others was asked for, and is there.
+        to_be_whole = f"; for an ensemble with instance {_listed(open_ones)} too: {training}"
     if "queued" in (ensemble, evaluation) or "running" in (ensemble, evaluation):
         return "wait: what is left is in Slurm's queue"
     if any(i.state in ("running", "queued") for i in instances):
@@ -160,5 +212,9 @@ def _next_step(run: RunDir, plan: Plan, instances: list[InstanceState], ensemble
     if ensemble != "done":
         return f"bin/consolidate {place}"
     if evaluation != "done":
-        return f"bin/evaluate {place}"
-    return f"nothing: open {run.evaluation / 'report.html'}, or bin/predict {place} DATA OUT"
+        return f"bin/evaluate {place}{to_be_whole}"
+    return f"nothing: open {run.evaluation / 'report.html'}, or bin/predict {place} DATA OUT{to_be_whole}"
+
+
+def _listed(indices: list[int]) -> str:
+    return ", ".join(str(i) for i in indices)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ def test_a_missing_instance_is_an_error_unless_it_is_allowed(lacking: Path) -> N
     made = succeed("consolidate", "--allow-missing", lacking)
     assert "2 member(s)" in made.out
     assert "WITHOUT instance 1" in made.out
+    assert "WARNING instance 1 is left out: not done (no done.json)" in made.err
     assert "already consolidated" in succeed("consolidate", "--allow-missing", lacking).out
 
 
@@ -99,6 +101,73 @@ def test_with_the_instance_it_becomes_whole_and_equal_to_one_that_never_lacked_i
         assert json.loads((run / "ensemble/bundle.json").read_text())["missing"] == []
     assert (lacking / "ensemble/bundle.json").read_bytes() == (never / "ensemble/bundle.json").read_bytes()
     assert "LACKS" not in succeed("evaluate", lacking).out
+
+
+def test_an_instance_that_is_left_out_is_named_with_what_is_wrong_with_it(
+    ensemble: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    run = copy_of(ensemble)
+    (run / "instances/02/model/donor.ubj").write_bytes(b"")
+    said = start("consolidate", "--quiet", "--allow-missing", run).err
+    assert "WARNING instance 2 is left out: model/donor.ubj differs from done.json: 0 bytes" in said
+    assert "instance 0" not in said
+
+
+def stages(run: Path) -> list[str]:
+    """What submit would submit."""
+    return re.findall(r"jobs/([a-z]+)\.sh", succeed("submit", "--dry-run", run).out)
+
+
+def states(run: Path) -> tuple[str, str, list[int]]:
+    found = succeed("status", "--json", run).json
+    return found["ensemble"], found["evaluation"], found["lacks"]
+
+
+def test_status_and_submit_know_what_the_ensemble_lacks_and_when_it_is_behind(ensemble: Path, lacking: Path) -> None:
+    succeed("consolidate", "--quiet", "--allow-missing", lacking)
+    assert states(lacking) == ("done", "pending", [1])
+    to_be_whole = f"for an ensemble with instance 1 too: bin/train-instance {lacking} 1 "
+    said = succeed("status", lacking).out
+    assert f"next: bin/evaluate {lacking}; {to_be_whole}" in said
+    succeed("evaluate", "--quiet", lacking)
+    said = succeed("status", lacking).out
+    assert "ensemble done (made without instance 1), evaluation done\n" in said
+    assert "next: nothing: open" in said
+    assert to_be_whole in said
+    assert stages(lacking) == ["train", "consolidate", "evaluate"]
+    shutil.copy(ensemble / "instances/01/done.json", lacking / "instances/01/done.json")
+    assert states(lacking) == ("stale", "stale", [1])
+    said = succeed("status", lacking).out
+    assert "ensemble stale (made without instance 1; instance 1 is done since)" in said
+    assert f"next: bin/consolidate {lacking}\n" in said
+    assert "consolidate is done again: made without instance 1" in succeed("submit", "--dry-run", lacking).out
+    assert stages(lacking) == ["consolidate", "evaluate"]
+    succeed("consolidate", "--quiet", lacking)
+    assert states(lacking) == ("done", "stale", [])
+    said = succeed("status", lacking).out
+    assert "ensemble done, evaluation stale (of another ensemble than the one in the run)" in said
+    assert f"next: bin/evaluate {lacking}\n" in said
+    assert stages(lacking) == ["evaluate"]
+    succeed("evaluate", "--quiet", lacking)
+    assert states(lacking) == ("done", "done", [])
+    assert succeed("submit", "--dry-run", lacking).out == "nothing to submit\n"
+
+
+def test_an_ensemble_of_instances_that_were_trained_anew_is_stale(
+    ensemble: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    run = copy_of(ensemble)
+    succeed("consolidate", "--quiet", run)
+    marker = run / "instances/00/done.json"
+    before = marker.read_bytes()
+    (run / "instances/00/model/donor.ubj").write_bytes(b"")
+    assert states(run) == ("done", "pending", [])  # it has that model itself
+    assert f"next: bin/train-instance {run} 0 " in succeed("status", run).out
+    succeed("train-instance", "--quiet", run, "0")
+    assert marker.read_bytes() != before
+    assert states(run) == ("stale", "pending", [])
+    assert "ensemble stale (instance 0 was trained anew since)" in succeed("status", run).out
+    assert stages(run) == ["consolidate", "evaluate"]
 
 
 def test_when_none_is_usable_it_is_an_error_all_the_same(lacking: Path) -> None:
