@@ -23,7 +23,8 @@ Usage:
 MODEL is a run directory, its ensemble folder or a copy of that folder; DATA a parquet file or folder, or FASTA a genome
 whose positions get the columns of the data set that build-dataset made for the model;
 OUT a new folder for the parts: id columns, CLASS_score (base) where it is there, CLASS_meta, and CLASS_call
-where the model has a threshold for the class. Interrupted, the same command goes on with the parts that were finished.
+where the model has a threshold for the class; provenance.json says of which model and rows. Interrupted, the same
+command goes on with the parts that were finished.
 
 Options:
   --genome FASTA          Every position of the genes in …

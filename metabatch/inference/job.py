@@ -23,16 +23,23 @@ from metabatch.inference.source import Part, Source
 from metabatch.inference.tracks import Places, find_places
 from metabatch.rundir.bundle import Bundle
 from metabatch.rundir.fingerprint import hash_texts
+from metabatch.rundir.layout import FORMAT_VERSION
 from metabatch.rundir.manifests import load, to_json
 from metabatch.rundir.markers import MARKER, check_stage
 from metabatch.rundir.publish import sha256_file
 
 log = logging.getLogger(__name__)
+# Features named in a warning.
+_NAMED = 5
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done. `fingerprint`: of all that decides the output; `key`: of what decides the parts."""
+    """What is to be done.
+
+    metadata : where the output comes from, the same for all parts. fingerprint : of all that decides the output; key :
+    of what decides the parts.
+    """
 
     output: Output
     estimator: MetaModel | None
@@ -50,6 +57,11 @@ class Job:
     def schema(self, part: Part) -> pa.Schema:
         """Of the part's file, with where it comes from in the metadata."""
         return self.output.schema.with_metadata(self.metadata | part.origin)
+
+    def provenance(self) -> bytes:
+        """provenance.json: the metadata of the parquet parts, which other formats have no room for."""
+        parts = {self.name(part): part.origin for part in self.parts}
+        return to_json({"format_version": FORMAT_VERSION, **self.metadata, "parts": parts})
 
 
 def plan_prediction(
@@ -73,6 +85,7 @@ def plan_prediction(
         estimator = load_bundle(model, fill_missing_kmers=fill_missing_kmers, threads=threads)
         estimator.check_columns(list(schema), where=where)
         _check_types(estimator, schema, where)
+        _tell_absent(estimator, schema, len(schemas))
         if not bundle.thresholds:
             log.info("the model has no thresholds (no out-of-fold scores): CLASS_call is not written")
     else:
@@ -123,14 +136,43 @@ def _check_types(estimator: MetaModel, schema: Mapping[str, ColumnInfo], where: 
             raise InputError(f"column {name} holds {schema[name].arrow_type}", expected="numbers", where=where)
 
 
+def _tell_absent(estimator: MetaModel, schema: Mapping[str, ColumnInfo], files: int) -> None:
+    """A warning of the features that some of the files lack."""
+    absent = {n: schema[n].absent_from for n in estimator.feature_names if n in schema and schema[n].absent_from}
+    if absent:
+        lacking = len({file for names in absent.values() for file in names})
+        named = ", ".join(list(absent)[:_NAMED]) + (", …" if len(absent) > _NAMED else "")
+        log.warning(
+            "%d feature(s) are absent from %d of %d files and filled there as in training: %s",
+            len(absent), lacking, files, named,
+        )  # fmt: skip
+
+
 def _check_format(output: Output) -> None:
     for name, kind in output.further.items() if output.request.format == "tsv" else ():
-        if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-            raise InputError(f"column {name} holds {kind}", expected="numbers, text or times with --format tsv")
+        if not _is_text(kind):
+            raise InputError(
+                f"column {name} holds {kind}", expected="numbers, text or times with --format tsv",
+                next_step="--format parquet, or leave it out of --columns",
+            )  # fmt: skip
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether polars writes values of this type as text."""
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return any(
+        (
+            pa.types.is_integer(kind), pa.types.is_floating(kind), pa.types.is_boolean(kind), pa.types.is_null(kind),
+            pa.types.is_decimal(kind) and not pa.types.is_decimal256(kind),
+            pa.types.is_string(kind), pa.types.is_large_string(kind), pa.types.is_string_view(kind),
+            pa.types.is_date(kind), pa.types.is_time(kind), pa.types.is_timestamp(kind),
+        )
+    )  # fmt: skip
 
 
 def _provenance(output: Output, model_sha256: str) -> dict[str, str]:
-    """What stands in the metadata of every parquet part; of the part itself: `Job.schema`."""
+    """What stands in the metadata of every parquet part; of the part itself: its `origin`."""
     found = {
         "metabatch_version": __version__,
         "model_fingerprint": output.bundle.fingerprint,

@@ -23,11 +23,12 @@ from metabatch.resources.signals import StopFlag, stop_on_signal
 from metabatch.rundir.lock import hold_folder
 from metabatch.rundir.manifests import Done
 from metabatch.rundir.markers import check_stage, is_marked
-from metabatch.rundir.publish import attempt_folder
+from metabatch.rundir.publish import attempt_folder, write_bytes
 from metabatch.rundir.store import PartRecord, Store, earlier_output, no_empty_folder, tidy_parts
 
 log = logging.getLogger(__name__)
 _DEFAULT = Request()
+PROVENANCE = "provenance.json"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ def predict(
     request: Request = _DEFAULT, *,
     fill_missing_kmers: bool = False, threads: int | None = None, force: bool = False, part_rows: int = PART_ROWS,
 ) -> PredictResult:  # fmt: skip
-    """Write a folder of parts: group and id columns, base scores, `{class}_meta`, `{class}_call`, as `request` says.
+    """Write a folder of parts: group and id columns, base scores, `{class}_meta`, `{class}_call`, as `request` says;
+    and provenance.json.
 
     The same call after a kill goes on with the parts that were finished, to the same bytes.
 
@@ -54,8 +56,8 @@ def predict(
     model : path
         Run directory, bundle or copied bundle.
     data : path
-        Parquet file or folder. A column absent from some of its files is filled as in training; absent
-        from all, it is an error. Or any `Source` of rows.
+        Parquet file or folder. A feature absent from some of its files is filled as in training, with a warning;
+        absent from all, it is an error. Or any `Source` of rows.
     out : Path
         New folder; its files appear complete, with a done.json, or not at all.
     force : bool
@@ -95,6 +97,9 @@ def predict(
         log.info("the meta-model was asked for %d of %d rows", asked, sum(p.rows for p in job.parts))
         if job.places is not None:
             _make_tracks(job, job.places, store, out, stop)
+        with attempt_folder(out) as folder:
+            write_bytes(folder / PROVENANCE, job.provenance())
+            store.take(folder)
         store.publish("predict", job.fingerprint, job.inputs, done)
     return PredictResult(sum(r.rows for r in records), len(job.parts), already=False, kept_parts=kept)
 

@@ -100,6 +100,22 @@ def test_missing_features_are_named_and_kmers_filled_only_when_asked(trained: Pa
         metabatch.load(trained, fill_missing_kmers=True).predict_proba(without)
 
 
+def test_features_that_some_files_lack_are_told(trained: Path, tmp_path: Path) -> None:
+    said = start("predict", "--quiet", trained, DEMO, tmp_path / "out").err
+    assert (
+        "WARNING 2 feature(s) are absent from 1 of 4 files and filled there as in training: 3mer_CGA, 3mer_TCG" in said
+    )
+    data = Path(shutil.copytree(DEMO, tmp_path / "data"))
+    frame = pl.read_parquet(data / "positions-00000.parquet")
+    gone = [f"base_{side}{i}" for side in "mp" for i in range(1, 4)]
+    frame.drop(gone).write_parquet(data / "positions-00000.parquet")
+    said = start("predict", "--quiet", trained, data, tmp_path / "other").err
+    assert "8 feature(s) are absent from 2 of 4 files" in said
+    assert sum(name in said for name in (*gone, "3mer_CGA", "3mer_TCG")) == 5
+    assert start("predict", "--quiet", trained, DEMO / "positions-00000.parquet", tmp_path / "one").err == ""
+    assert start("predict", "--quiet", "--mode", "base_only", trained, data, tmp_path / "base").err == ""
+
+
 def test_a_folder_with_other_files_is_left_alone(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     outcome = start("predict", trained, DEMO, tmp_path)
@@ -132,7 +148,7 @@ def test_other_data_needs_force_and_replaces_earlier_predictions_only_when_compl
     assert start("predict", "--force", trained, tmp_path / "odd.parquet", out).code == 3
     assert "already predicted" in succeed("predict", "--quiet", trained, DEMO, out).out  # the old ones still stand
     succeed("predict", "--quiet", "--force", trained, one, out)
-    assert {p.name for p in out.iterdir()} == {"part-00000.parquet", "done.json"}
+    assert {p.name for p in out.iterdir()} == {"part-00000.parquet", "provenance.json", "done.json"}
     assert pl.read_parquet(out / "part-00000.parquet").height == odd.height
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import gzip
+import json
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from metabatch.errors import InputError
@@ -131,7 +136,8 @@ def test_tsv_holds_what_parquet_holds_to_the_last_digit(trained: Path, tmp_path:
     words = ("--quiet", "--mode", "hybrid", "--columns", "gc_content,splice_type")
     succeed("predict", *words, trained, DEMO, tmp_path / "parquet")
     succeed("predict", *words, "--format", "tsv", trained, DEMO, tmp_path / "tsv")
-    assert {p.name for p in (tmp_path / "tsv").iterdir()} == {"done.json", *(f"part-{i:05d}.tsv.gz" for i in range(4))}
+    names = {"done.json", "provenance.json", *(f"part-{i:05d}.tsv.gz" for i in range(4))}
+    assert {p.name for p in (tmp_path / "tsv").iterdir()} == names
     expected = pl.read_parquet(tmp_path / "parquet" / "part-*.parquet")
     found = pl.concat(
         pl.read_csv(gzip.decompress(f.read_bytes()), separator="\t", schema=expected.schema)
@@ -145,8 +151,70 @@ def test_tsv_holds_what_parquet_holds_to_the_last_digit(trained: Path, tmp_path:
     )
 
 
-def test_tsv_refuses_columns_that_are_no_text(trained: Path, tmp_path: Path) -> None:
-    frame = pl.read_parquet(DEMO / "positions-00000.parquet").with_columns(tags=pl.concat_list("base_0", "base_p1"))
-    frame.write_parquet(tmp_path / "data.parquet")
-    with pytest.raises(InputError, match="column tags holds"):
-        predict(trained, tmp_path / "data.parquet", tmp_path / "out", Request(format="tsv", columns=("tags",)))
+def with_column(place: Path, value: object, kind: pa.DataType) -> Path:
+    """Rows of the demo with a column `tags` of one value, and a missing cell."""
+    rows = pq.read_table(DEMO / "positions-00000.parquet").slice(0, 3)
+    pq.write_table(rows.append_column("tags", pa.array([value, None, value], kind)), place)
+    return place
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ([1, 2], pa.list_(pa.int64())),
+        (dt.timedelta(1), pa.duration("us")),
+        (b"a", pa.binary()),
+        (b"a", pa.binary_view()),
+        (b"abc", pa.binary(3)),
+        (b"a", pa.dictionary(pa.int32(), pa.binary())),
+        (Decimal("1.5"), pa.decimal256(50, 2)),
+    ],
+    ids=str,
+)
+def test_tsv_refuses_columns_that_are_no_text(value: object, kind: pa.DataType, trained: Path, tmp_path: Path) -> None:
+    data = with_column(tmp_path / "data.parquet", value, kind)
+    refused = start("predict", "--format", "tsv", "--columns", "tags", trained, data, tmp_path / "out")
+    assert refused.code == 3
+    assert f"column tags holds {kind}" in refused.err
+    assert not (tmp_path / "out").exists()
+    succeed("predict", "--quiet", "--columns", "tags", trained, data, tmp_path / "out")  # parquet holds them all
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "text"),
+    [
+        (True, pa.bool_(), "true"),
+        (1.5, pa.float16(), "1.5"),
+        ("a", pa.string_view(), "a"),
+        ("a", pa.dictionary(pa.int32(), pa.string()), "a"),
+        (Decimal("1.5"), pa.decimal128(10, 2), "1.50"),
+        (dt.date(2020, 1, 2), pa.date32(), "2020-01-02"),
+        (dt.time(1), pa.time64("us"), "01:00:00.000000000"),
+        (dt.datetime(2020, 1, 2), pa.timestamp("ms"), "2020-01-02T00:00:00.000"),
+        (None, pa.null(), ""),
+    ],
+    ids=str,
+)
+def test_tsv_takes_numbers_text_and_times(
+    value: object, kind: pa.DataType, text: str, trained: Path, tmp_path: Path
+) -> None:
+    data = with_column(tmp_path / "data.parquet", value, kind)
+    predict(trained, data, tmp_path / "out", Request(format="tsv", columns=("tags",)), threads=1)
+    head, *lines = gzip.decompress((tmp_path / "out" / "part-00000.tsv.gz").read_bytes()).decode().splitlines()
+    assert [line.split("\t")[head.split("\t").index("tags")] for line in lines] == [text, "", text]
+
+
+@pytest.mark.parametrize("form", ["parquet", "tsv", "bedgraph"])
+def test_every_format_says_where_it_comes_from(form: str, trained: Path, tmp_path: Path) -> None:
+    words = ("--quiet", "--mode", "hybrid", "--uncertain-high", "0.5")
+    succeed("predict", *words, trained, DEMO, tmp_path / "plain")
+    succeed("predict", *words, "--format", form, trained, DEMO, tmp_path / "out")
+    said = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    parts = said.pop("parts")
+    assert said.pop("format_version") == 1
+    assert list(parts) == [f"part-{i:05d}.{'tsv.gz' if form == 'tsv' else 'parquet'}" for i in range(4)]
+    for name, own in parts.items():
+        found = pq.read_schema(tmp_path / "plain" / f"{name.split('.')[0]}.parquet").metadata
+        assert said | own == {k.decode(): v.decode() for k, v in found.items() if k != b"ARROW:schema"}
+    done = json.loads((tmp_path / "out" / "done.json").read_text())
+    assert "provenance.json" in done["files"]
