@@ -44,6 +44,8 @@ Common:
 def action(arguments: Arguments) -> Text:
     asked, given = convert(arguments)  # refuse wrong options before anything runs
     checkpoint_seconds(arguments)
+    if arguments["--plan-only"] and arguments["--checkpoint-seconds"] is not None:
+        raise UsageError("--checkpoint-seconds decides nothing here", expected="it without --plan-only")
     teacher, run = arguments["TEACHER"], arguments["RUN"]
     if Path(teacher).resolve() == Path(run).resolve():
         raise UsageError(f"TEACHER and RUN are both {run}", expected="a new folder for the student")

@@ -416,11 +416,13 @@ def test_wrong_options_are_refused(teacher: Path, tmp_path: Path) -> None:
     for words, expected in (
         (("--strategy", "multi-instance", teacher, tmp_path / "s"), "not for a student"),
         (("--force", teacher, teacher), "TEACHER and RUN are both"),
+        (("--checkpoint-seconds", "5", teacher, tmp_path / "s"), "--checkpoint-seconds decides nothing here"),
     ):
         refused = start("distill", "--plan-only", *words)
         assert refused.code == 2
         assert expected in refused.err
     assert (teacher / "ensemble/done.json").exists()
+    assert not (tmp_path / "s").exists()
 
 
 def test_altered_soft_labels_are_noticed(student: Path, copy_of: Callable[[Path], Path]) -> None:
