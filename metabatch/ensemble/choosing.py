@@ -114,7 +114,9 @@ def choose(
         if asked not in ("auto", "mean"):
             raise InputError(
                 f"--combine {asked} cannot be learned: {reason}",
-                expected="three or more members, few genes in common", next_step="--combine auto takes the mean then",
+                expected=f"{2 * FOLDS} or more independent training genes that members did not train on, some of them "
+                "left out by two members or more: three instances with few genes in common, or two of them",
+                next_step="--combine auto takes the mean then",
             )  # fmt: skip
         rule = equal(len(rows.proba))
         rule = msgspec.structs.replace(
