@@ -26,8 +26,9 @@ def genome_lines(place: Path) -> Iterator[str]:
     manifest = _manifest(place / "all")
     yield (
         f"hg19-windows: {manifest.height} genes in {manifest['locus_id'].n_unique()} loci, "
-        f"{manifest['length'].sum():,} positions; 300 trees a class. {_FOLDS} folds of loci: data set, position weights and model are made of four, "
-        f"and predict all positions of the fifth. 95 % intervals by resampling loci, {_RESAMPLES} times.\n"
+        f"{manifest['length'].sum():,} positions; 300 trees a class. {_FOLDS} folds of loci: data set, position "
+        "weights and model are made of four, and predict all positions of the fifth. 95 % intervals by resampling "
+        f"loci, {_RESAMPLES} times.\n"
     )
     yield "| base model | class | sites | base AP | meta AP | difference |"
     yield "|---|---|---|---|---|---|"

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 from sklearn.calibration import CalibrationDisplay
 from sklearn.inspection import permutation_importance
-from sklearn.metrics import accuracy_score, get_scorer, roc_auc_score
+from sklearn.metrics import accuracy_score, average_precision_score, get_scorer, roc_auc_score
 from sklearn.utils.validation import check_is_fitted
 
 import metabatch
@@ -30,15 +30,17 @@ CLASSES = ("neither", "donor", "acceptor")
 SORTED = [2, 1, 0]  # the columns of `predict_proba`
 
 
+PLANNED = (
+    "--strategy", "multi-instance", "--min-instances", "4", "--holdout-fraction", "0.3", "--n-folds", "2",
+    "--n-estimators", "12", "--learning-rate", "0.3", "--early-stopping-patience", "0", *NO_ANALYSES,
+)  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def members(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Members on the demo and a holdout, combined and evaluated; four, so that weights can differ."""
     run = tmp_path_factory.mktemp("members") / "run"
-    succeed(
-        "plan", "--quiet", "--strategy", "multi-instance", "--min-instances", "4", "--holdout-fraction", "0.3",
-        "--n-folds", "2", "--n-estimators", "12", "--learning-rate", "0.3", "--early-stopping-patience", "0",
-        *NO_ANALYSES, DEMO, run,
-    )  # fmt: skip
+    succeed("plan", "--quiet", *PLANNED, DEMO, run)
     train_all(run)
     succeed("consolidate", "--quiet", run)
     succeed("evaluate", "--quiet", run)
@@ -98,6 +100,20 @@ def test_a_rule_asked_for_is_what_predictions_and_evaluation_follow(
     assert np.array_equal(scored["donor_meta"].to_numpy(), model.predict_proba(again)[:, 1].astype(np.float32))
 
 
+def test_a_rule_asked_for_stays_until_another_is(members: Path, copy_of: Callable[[Path], Path]) -> None:
+    run = copy_of(members)
+    succeed("consolidate", "--quiet", "--combine", "logit-mean", run)
+    succeed("evaluate", "--quiet", run)
+    markers = [run / "ensemble/done.json", run / "evaluation/done.json"]
+    before = [m.read_bytes() for m in markers]
+    succeed("run-all", "--quiet", *PLANNED, DEMO, run)
+    assert [m.read_bytes() for m in markers] == before
+    assert "logit-mean (as asked for)" in succeed("consolidate", "--force", run).out
+    succeed("consolidate", "--quiet", "--combine", "auto", run)
+    assert (run / "ensemble/bundle.json").read_bytes() == (members / "ensemble/bundle.json").read_bytes()
+    assert "already" in succeed("consolidate", run).out
+
+
 def test_routing_combines_a_gene_by_the_weights_of_its_kind_in_every_way_of_asking(
     members: Path, copy_of: Callable[[Path], Path], frame: pl.DataFrame, data: pl.DataFrame, tmp_path: Path
 ) -> None:
@@ -136,11 +152,19 @@ def test_top_k_does_not_ask_the_members_it_left_out(
     assert np.array_equal(model.predict_proba(frame), (own[weights > 0].sum(axis=0) / (weights > 0).sum())[:, SORTED])
 
 
-def test_the_estimate_by_other_members_agrees_with_the_true_holdout(members: Path) -> None:
+def test_the_estimate_by_other_members_agrees_with_the_true_holdout(members: Path, data: pl.DataFrame) -> None:
     metrics = read(members, "evaluation/metrics.json")
     for name in ("donor", "acceptor"):  # by the gain: the base model, too, finds the dozen holdout genes easier
         ours, theirs = metrics["difference"][name]["ci95"], metrics["out_of_instance"]["difference"][name]["ci95"]
         assert max(ours[0], theirs[0]) <= min(ours[1], theirs[1])
+    # The same genes by all members, those that trained on them too, are too good: the estimate is not of that kind.
+    genes = pl.read_parquet(members / "ensemble/combination_genes.parquet")["gene_id"]
+    rows = data.filter(pl.col("gene_id").is_in(genes.implode()))
+    proba = metabatch.load(members).member_probabilities(rows.to_arrow(), np.ones((4, rows.height), dtype=bool))
+    seen, label, weight = proba.mean(axis=0), rows["splice_type"].to_numpy(), rows["sampling_weight"].to_numpy()
+    for code, name in ((1, "donor"), (2, "acceptor")):
+        highest = metrics["out_of_instance"]["meta"][name]["ci95"]["ap"][1]
+        assert average_precision_score(label == name, seen[:, code], sample_weight=weight) > highest
 
 
 def test_without_a_holdout_each_gene_is_combined_by_a_rule_that_did_not_see_it(
@@ -190,6 +214,7 @@ def test_one_model_has_nothing_to_combine_and_says_so(trained: Path) -> None:
     refused = start("consolidate", "--combine", "convex", trained)
     assert refused.code == 3
     assert "there is one member" in refused.err
+    assert "some of them left out by two members or more" in refused.err
     assert (trained / "ensemble/done.json").is_file()
     assert start("consolidate", "--combine", "best", trained).code == 2
     assert not any("fits the budget too" in w for w in plan_of(trained)["warnings"])  # advice for ensembles only
