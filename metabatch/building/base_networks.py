@@ -1,8 +1,8 @@
 """Networks as base models: OpenSpliceAI (torch) and SpliceAI (Keras on torch).
 
 Both come with optional extras, and are imported when they are opened. Written after the packages' published code
-(openspliceai 0.0.7: `train_base/openspliceai.py`, `predict/predict.py`; spliceai 1.3.1: `utils.py`); neither was run by
-the tests of this project, which have no torch.
+(openspliceai 0.0.7: `train_base/openspliceai.py`, `predict/predict.py`; spliceai 1.3.1: `utils.py`).
+tests/integration/test_networks.py runs both where they are installed, which the tests' own environment has not: torch.
 
 Sequence goes through in blocks of one shape, one at a time: the values of a position then do not depend on the length
 of its gene. One thread, always on the CPU. Another version of torch or another kind of processor may round differently,
@@ -25,6 +25,7 @@ from metabatch.building.base_scores import check_scores
 from metabatch.building.genes import Gene
 from metabatch.building.genome import UNKNOWN
 from metabatch.errors import InputError
+from metabatch.lean import let_pandas_in
 
 # Positions scored at a time: the output length both networks were trained with.
 BLOCK = 5000
@@ -95,6 +96,7 @@ class SpliceAI:
         os.environ.setdefault("KERAS_BACKEND", "torch")
         try:
             _one_thread()
+            let_pandas_in()  # torch._dynamo, which keras imports, asks whether it is there
             import keras
         except ImportError as error:
             raise not_installed("spliceai", "spliceai", error) from None
@@ -118,7 +120,7 @@ class SpliceAI:
         return _in_blocks(gene, codes, self.flank, self._block, self.name)
 
     def _block(self, one_hot: np.ndarray) -> np.ndarray:
-        outs = [np.asarray(network.predict_on_batch(one_hot[None]))[0] for network in self._networks]
+        outs = [np.asarray(network.predict_on_batch([one_hot[None]]))[0] for network in self._networks]
         return np.asarray(np.mean(outs, axis=0))
 
 
