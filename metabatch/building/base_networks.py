@@ -95,9 +95,10 @@ class SpliceAI:
         # Keras looks at this when it is imported.
         os.environ.setdefault("KERAS_BACKEND", "torch")
         try:
-            _one_thread()
             let_pandas_in()  # torch._dynamo, which keras imports, asks whether it is there
             import keras
+
+            _one_thread()
         except ImportError as error:
             raise not_installed("spliceai", "spliceai", error) from None
         # Found, not imported: the package imports what scoring does not need.
