@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from metabatch.planning.linear import INCREMENTAL
 from metabatch.rundir.manifests import Alternative, Budget
 
 # Holdout macro AP of 7 members less that of one model: the demo, the reference shape (300 genes), 400 genes x 160.
@@ -22,9 +23,12 @@ def prefer_exact(strategy: str, alternatives: Sequence[Alternative], budget: Bud
     if strategy != "multi-instance":
         return []
     fitting = [
-        a for a in alternatives
-        if a.strategy != strategy and a.predicted_peak_bytes is not None and a.predicted_peak_bytes <= budget.bytes
-    ]  # fmt: skip
+        a
+        for a in alternatives
+        if a.strategy not in (strategy, INCREMENTAL)
+        and a.predicted_peak_bytes is not None
+        and a.predicted_peak_bytes <= budget.bytes
+    ]
     if not fitting:
         return []
     best = min(fitting, key=lambda a: (a.relative_time is None, a.relative_time))

