@@ -86,7 +86,8 @@ def write_shard(
             table = _table(blocks, schema)
             writer.write_table(table, row_group_size=table.num_rows)
             rows += table.num_rows
-            del blocks, table  # before the next ones are made
+            blocks.clear()  # the generator holds the list, too
+            del table
             trim_memory()
     return rows
 
