@@ -19,7 +19,7 @@ _OF_TREES = (
 )  # fmt: skip
 _BATCH = "batch_size"
 _STEP = 1_000
-# Seconds per cell on two cores (benchmarks/RESULTS.md, incremental): of a pass of reading, and of a step of a model.
+# Seconds per cell on two cores, estimated and not yet measured: of a pass of reading, and of a step of a model.
 READ_SECONDS, STEP_SECONDS = 2.0e-8, 1.5e-9
 
 
