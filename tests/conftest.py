@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,6 +76,16 @@ def at_work(*words: str | Path, env: dict[str, str] | None = None) -> subprocess
     command = [str(ROOT / "bin" / words[0]), *map(str, words[1:])]
     surroundings = os.environ | {"METABATCH_PYTHON": sys.executable} | (env or {})
     return subprocess.Popen(command, env=surroundings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL an executable and all that it started, at once."""
+    tree = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for part in tree:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            part.kill()
+    process.wait()
+    psutil.wait_procs(tree, timeout=10)
 
 
 def wait_for(path: Path) -> None:

@@ -22,7 +22,7 @@ class Epochs:
     scores, best : float32, shape (n, k): of the epoch that is being judged; of each fold and class's best one.
     train, held_out : a list an epoch of log losses, shape (k, folds).
     chosen : shape (k, folds): the best epoch, counted from 1; 0 before any.
-    lines : of all groups after the last whole epoch, shape (m, k, d + 1). final : of the last group, an entry an epoch.
+    lines : models of all m groups after the last whole epoch. final : of the last group (all rows), one an epoch.
     losses : sums of the training rows' losses in the pass under way, shape (k, folds).
     """
 

@@ -38,7 +38,7 @@ class Learners:
     totals : ndarray of float64, shape (m, k, 2)
         Weight of the rows of a class and of all others, in each group.
     counts : ndarray of int, shape (m,)
-        Rows of each group.
+        Rows with weight of each group.
     largest : ndarray of float64, shape (k, 2)
         Largest weight of a row of the class and of the others.
     threads : int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import shutil
@@ -13,7 +12,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import polars as pl
-import psutil
 import pytest
 import xgboost as xgb
 
@@ -26,6 +24,7 @@ from tests.conftest import (
     DEMO,
     NO_ANALYSES,
     at_work,
+    kill_tree,
     plan_of,
     small_table,
     start,
@@ -323,12 +322,7 @@ def test_killed_in_training_and_started_again_the_student_has_the_same_bits(
     process = at_work(*words)
     instance = run / "instances/00"
     wait_until(lambda: any(instance.glob("checkpoints/*fold-1*.ckpt")), "a checkpoint of the second fold")
-    tree = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for part in tree:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            part.kill()
-    process.wait()
-    psutil.wait_procs(tree, timeout=10)
+    kill_tree(process)
     assert not (instance / "done.json").exists()
     succeed(*words)
     usage = json.loads((instance / "resource_usage.json").read_text())

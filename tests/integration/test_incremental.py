@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-import psutil
 import pytest
 
 import metabatch
-from tests.conftest import DEMO, NO_ANALYSES, at_work, plan_of, start, succeed, train_all, wait_until
+from tests.conftest import DEMO, NO_ANALYSES, at_work, kill_tree, plan_of, start, succeed, train_all, wait_until
 
 WORDS = ("--strategy", "incremental", "--holdout-fraction", "0.3", "--n-folds", "3", "--batch-size", "2000")
 
@@ -76,23 +74,18 @@ def test_killed_in_learning_and_started_again_it_has_the_same_coefficients(lines
     run = tmp_path / "run"
     succeed("plan", "--quiet", *WORDS, *NO_ANALYSES, DEMO, run)
     words = ("train-instance", "--quiet", "--checkpoint-seconds", "0", run, "0")
-    kept = run / "instances/00/checkpoints"
-    for number in range(3):
+    kept = run / "instances/00/checkpoints/part-0.lines.ckpt"
+
+    def epoch() -> int:
+        return json.loads(kept.read_bytes().split(b"\n", 2)[1])["facts"]["epoch"] if kept.exists() else 0
+
+    for number in (1, 2, 3):
         process = at_work(*words)
-        before = {p: p.stat().st_mtime_ns for p in kept.glob("*.ckpt")}
-        wait_until(
-            lambda before=before: any(p.stat().st_mtime_ns != before.get(p) for p in kept.glob("*.ckpt")),
-            f"checkpoint {number}",
-        )
-        tree = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-        for part in tree:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                part.kill()
-        process.wait()
-        psutil.wait_procs(tree, timeout=10)
+        wait_until(lambda number=number: epoch() >= number, f"a checkpoint of epoch {number}")
+        kill_tree(process)
         assert not (run / "instances/00/done.json").exists()
     succeed(*words)
-    assert read(run / "instances/00/resource_usage.json")["restored_rounds"] >= 0
+    assert read(run / "instances/00/resource_usage.json")["restored_rounds"] >= 2  # whole epochs before the third
     assert models(run) == models(lines)
 
 
