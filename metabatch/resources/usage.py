@@ -15,6 +15,7 @@ import msgspec
 from metabatch.resources.limits import Limit, cgroup_peak
 
 _SAMPLE_SECONDS = 0.05
+_M_MMAP_THRESHOLD, _MAPPED_FROM = -3, 128 << 10  # malloc.h; bytes
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +113,16 @@ def trim_memory() -> None:
     """Give freed heap back to the system: glibc keeps it otherwise (FIELD_NOTES)."""
     with contextlib.suppress(OSError, AttributeError):  # not glibc: nothing to trim
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def map_large_blocks() -> None:
+    """From now on, blocks of 128 KiB and more are mapped each on its own, and so are gone as soon as they are freed.
+
+    glibc starts so, but raises the limit with every such block that is freed, up to 32 MiB; later ones then come from
+    the heap, where small blocks that live longer keep them apart (mallopt(3), M_MMAP_THRESHOLD).
+    """
+    with contextlib.suppress(OSError, AttributeError):  # not glibc: nothing to set
+        ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM)
 
 
 class Accounts:
