@@ -85,9 +85,9 @@ def write_shard(
     ):
         for blocks in _groups(_blocks(plan, positions, sampling, seed, stop), group_rows(positions.spec)):
             table = _table(blocks, schema)
+            blocks.clear()  # the generator holds the list, too; what they held is room for the writing
             writer.write_table(table, row_group_size=table.num_rows)
             rows += table.num_rows
-            blocks.clear()  # the generator holds the list, too
             del table
             trim_memory()
     return rows
