@@ -20,7 +20,7 @@ from metabatch.resources.signals import StopFlag
 
 _POLL_SECONDS = 0.5
 log = logging.getLogger(__name__)
-# What a worker may take: 223 to 300 MiB were measured with 1,160 columns and genes of up to 100,000 nt
+# What a worker may take: 205 to 214 MiB were measured with 1,160 columns and genes of up to 100,000 nt
 # (benchmarks/RESULTS.md, building); a gene of 2.3 Mnt takes 100 MiB more.
 WORKER_BYTES = 512 << 20
 
