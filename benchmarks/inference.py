@@ -53,10 +53,10 @@ def student_run(teacher: Path, place: Path) -> Path:
     return run
 
 
-def rows_file(data: Path, place: Path) -> Path:
-    """One file of `ROWS` rows."""
-    file = min(data.glob("*.parquet"))
-    table = pq.read_table(file).slice(0, ROWS)
+def rows_file(data: Path, place: Path, rows: int = ROWS) -> Path:
+    """One file of so many rows: those of the first shard, over again where there are fewer."""
+    table = pq.read_table(min(data.glob("*.parquet")))
+    table = pa.concat_tables([table] * -(-rows // table.num_rows)).slice(0, rows)
     target = place / "rows.parquet"
     pq.write_table(table, target, row_group_size=ROWS)
     return target

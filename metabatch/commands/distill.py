@@ -23,8 +23,9 @@ Usage:
 TEACHER is a run directory after `consolidate`; RUN is a new folder, an ordinary run directory afterwards. Every gene is
 taught by members of the ensemble that did not train on it, or by its out-of-fold scores. Data set, columns, holdout
 genes and left-out features are the teacher's, and so are seed, missing-value policy and training options that are not
-given, but that of many members the student may have as many trees as a fifth of all of theirs together. The
-number of trees of each class is the smallest that costs at most 0.002 AP on a held-out fold.
+given, but that the student's trees are two levels shallower (though not below 3), and that of many members it may have
+as many trees as a fifth of all of theirs together. The number of trees of each class is the smallest that costs at most
+0.002 AP on a held-out fold.
 
 Options:
   --label-share X         Part of the true label in what the student learns from, 0 to 1; the rest is the ensemble's

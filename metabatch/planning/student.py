@@ -29,6 +29,9 @@ LABEL_SHARE = 0.9
 GAIN_SHARE = 0.95
 # A student is to be so many times as fast as all members together.
 FASTER = 5
+# Its trees have so many levels fewer than the teacher's, and at least so many: with depth 4 in the place of 6, students
+# of three ensembles lost less AP and were faster (benchmarks/RESULTS.md, student).
+SHALLOWER, LEAST_DEPTH = 2, 3
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ class Student:
 def student_options(teacher: Options, members: int, asked: Options, given: Collection[str]) -> Options:
     """Columns and genes of the teacher; its training options too, where none were given (`given`: fields of `asked`).
 
-    One model has room for more trees than a member: of many members, as many as leave it `FASTER` times as fast.
+    One model has room for more trees than a member: of many members, as many as leave it `FASTER` times as fast; its
+    trees are shallower.
 
     Raises
     ------
@@ -104,8 +108,8 @@ def student_options(teacher: Options, members: int, asked: Options, given: Colle
         )
     taken = (*_ALWAYS, *(name for name in UNLESS_GIVEN if name not in given))
     options = msgspec.structs.replace(asked, **{name: getattr(teacher, name) for name in taken})
-    if "n_estimators" in given:
-        return options
-    return msgspec.structs.replace(
-        options, n_estimators=max(teacher.n_estimators, members * teacher.n_estimators // FASTER)
-    )
+    own = {
+        "n_estimators": max(teacher.n_estimators, members * teacher.n_estimators // FASTER),
+        "max_depth": min(teacher.max_depth, max(teacher.max_depth - SHALLOWER, LEAST_DEPTH)),
+    }
+    return msgspec.structs.replace(options, **{name: value for name, value in own.items() if name not in given})

@@ -160,6 +160,9 @@ def test_a_student_has_the_teachers_genes_and_options_and_on_request_all_its_fea
     }
     for name in ("n_estimators", "learning_rate", "n_folds", "early_stopping_patience", "seed"):
         assert ours["options"][name] == theirs["options"][name]
+    assert ours["options"]["max_depth"] == max(3, theirs["options"]["max_depth"] - 2)
+    succeed("distill", "--plan-only", "--quiet", "--max-depth", "7", teacher, tmp_path / "deep")
+    assert plan_of(tmp_path / "deep")["options"]["max_depth"] == 7
     assert ours["strategy"] == "single"
     assert {a["strategy"] for a in ours["alternatives"]} == {"single", "external"}
     assert ours["teacher"]["fingerprint"] == theirs["fingerprint"]
@@ -289,7 +292,7 @@ def test_taught_the_true_labels_a_student_has_the_first_trees_of_a_plain_model_a
     plain, taught = tmp_path / "plain", tmp_path / "taught"
     gone = ["3mer_AAA", *(set(features_of(teacher)) - set(features_of(student)))]
     succeed("plan", "--quiet", "--strategy", "single", "--holdout-fraction", "0.3", "--exclude-features",
-            ",".join(gone), *FEW, DEMO, plain)  # fmt: skip
+            ",".join(gone), *FEW, "--max-depth", plan_of(student)["options"]["max_depth"], DEMO, plain)  # fmt: skip
     shutil.copytree(student, taught, ignore=shutil.ignore_patterns("instances", "ensemble", "evaluation"))
     file, plan = taught / "soft_labels.parquet", load(taught / "plan.json", Plan)
     soft = pl.read_parquet(file)
