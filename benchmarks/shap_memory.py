@@ -26,7 +26,8 @@ import xgboost as xgb
 from metabatch.analysis.bounds import CHUNK_ROWS, shap_bytes
 from metabatch.analysis.sampling import MatrixRows, draw_rows
 from metabatch.analysis.shap_sums import explain
-from metabatch.data.batches import RowCount, as_matrix, whole_files
+from metabatch.data.batches import RowCount, whole_files
+from metabatch.data.matrices import as_matrix
 from metabatch.data.preprocess import Preprocessor
 from metabatch.resources.usage import anonymous_bytes, peak_rss, reset_peak_rss, resident_bytes, trim_memory
 from metabatch.rundir.manifests import Columns, Feature

@@ -171,7 +171,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ensemble(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of three instances on the demo without holdout, trained but not consolidated."""
+    """A run of three instances on the demo without holdout, trained but not consolidated; for copies (`copy_of`)."""
     run = tmp_path_factory.mktemp("ensemble") / "run"
     succeed(
         "plan", "--quiet", "--strategy", "multi-instance", "--holdout-fraction", "0", "--n-folds", "2",

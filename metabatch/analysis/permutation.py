@@ -23,7 +23,7 @@ import xgboost as xgb
 
 from metabatch.analysis.bounds import PERMUTED_ROWS
 from metabatch.analysis.sampling import MatrixRows, draw_rows
-from metabatch.data.batches import as_matrix
+from metabatch.data.matrices import as_matrix
 from metabatch.metrics.bootstrap import Ranking
 
 REPEATS = 3

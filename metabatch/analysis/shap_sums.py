@@ -22,7 +22,7 @@ from metabatch.analysis.shap_pictures import Explained, shap_pictures
 from metabatch.analysis.shap_sample import KeptRows
 from metabatch.analysis.shap_table import ADDITIVITY, Sums, moments_of, shap_table
 from metabatch.analysis.shap_words import TOP, shap_flags, shap_sentences, shap_shown, top_features
-from metabatch.data.batches import as_matrix
+from metabatch.data.matrices import as_matrix
 from metabatch.resources.usage import trim_memory
 from metabatch.rundir.manifests import Feature
 

@@ -19,8 +19,6 @@ from metabatch.errors import InputError
 from metabatch.resources.law import JOINED_ROWS, PIECE_ROWS, WHOLE_GROUP_ROWS
 from metabatch.rundir.manifests import CarriedType
 
-# Columns written side by side: so many float32 are one line of a CPU's cache, which is then written once.
-_TOGETHER = 16
 # glibc's allocator for Arrow too: it gives memory back (see `trim_memory`), Arrow's own keeps it.
 pa.set_memory_pool(pa.system_memory_pool())
 
@@ -184,31 +182,3 @@ def as_values(column: pa.ChunkedArray) -> np.ndarray:
         with np.errstate(over="ignore"):
             return np.array(pl.Series(pl.from_arrow(as_float32(column))).to_numpy(), dtype=np.float32)
     return np.array(as_numpy(column))
-
-
-def as_matrix(table: pa.Table) -> np.ndarray:
-    """A preprocessed table row by row, float32, shape (n, features); NaN where missing.
-
-    XGBoost takes it as it is, where it would go through all columns of an Arrow table at every prediction, which takes
-    as long as predicting.
-    """
-    found = np.empty((table.num_rows, table.num_columns), dtype=np.float32)
-    columns = table.columns
-    for start in range(0, len(columns), _TOGETHER):
-        part = columns[start : start + _TOGETHER]
-        side_by_side = np.empty((len(part), table.num_rows), dtype=np.float32)
-        for own, column in zip(side_by_side, part, strict=True):
-            own[:] = _with_gaps(one_chunk(column)) if column.null_count else as_numpy(column)
-        found[:, start : start + len(part)] = side_by_side.T
-    return found
-
-
-def _with_gaps(array: pa.Array) -> np.ndarray:
-    """Numbers as float32, NaN where missing."""
-    if not pa.types.is_integer(array.type) and not pa.types.is_floating(array.type):
-        return as_numpy(pc.fill_null(as_float32(pa.chunked_array([array])), float("nan")))
-    end = array.offset + len(array)
-    mask, values = array.buffers()
-    there = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little", count=end)[array.offset :].view(bool)
-    numbers = np.frombuffer(values, array.type.to_pandas_dtype(), count=end)[array.offset :]
-    return np.where(there, numbers.astype(np.float32), np.float32("nan"))

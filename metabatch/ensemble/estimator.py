@@ -10,10 +10,10 @@ import polars as pl
 import pyarrow as pa
 from sklearn.base import BaseEstimator, ClassifierMixin
 
-from metabatch.data.batches import as_matrix
+from metabatch.data.matrices import as_matrix, as_rows
 from metabatch.data.preprocess import Preprocessor
 from metabatch.errors import UsageError
-from metabatch.models.member import AnyMember
+from metabatch.models.member import AnyMember, trees_only
 from metabatch.models.pooling import gene_level, pool
 from metabatch.resources.law import WHOLE_GROUP_ROWS
 from metabatch.rundir.bundle import Bundle
@@ -56,6 +56,7 @@ class MetaModel(ClassifierMixin, BaseEstimator):
         self.feature_names = [f.name for f in bundle.features]
         self.feature_names_in_ = np.array(self.feature_names, dtype=object)
         self.n_features_in_ = len(self.feature_names)
+        self._as_rows = as_rows if all(trees_only(member) for member in members) else as_matrix
 
     def fit(self, X: Any, y: Any = None) -> MetaModel:  # noqa: N803 (scikit-learn's name)
         """Refuse: scikit-learn asks every estimator for this method.
@@ -131,7 +132,7 @@ class MetaModel(ClassifierMixin, BaseEstimator):
         found = np.full((len(self.members), table.num_rows, len(self.classes_)), np.nan)
         for start in range(0, table.num_rows, _MATRIX_ROWS):
             part = slice(start, start + _MATRIX_ROWS)
-            values = as_matrix(batch.slice(start, _MATRIX_ROWS))
+            values = self._as_rows(batch.slice(start, _MATRIX_ROWS))
             for member, own, asked in zip(self.members, found, speaks[:, part], strict=True):
                 if asked.all():
                     own[part] = member.predict_proba(values)

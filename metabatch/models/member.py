@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import xgboost as xgb
+from scipy.sparse import csr_matrix
 
 from metabatch.errors import InputError
 from metabatch.models.calibration import Calibration
@@ -28,11 +29,11 @@ class Member:
     boosters: Mapping[str, xgb.Booster]
     calibration: Calibration
 
-    def raw(self, batch: np.ndarray) -> np.ndarray:
-        """One-vs-rest booster probabilities of preprocessed rows (`as_matrix`), float32, shape (n, k)."""
+    def raw(self, batch: np.ndarray | csr_matrix) -> np.ndarray:
+        """One-vs-rest booster probabilities of preprocessed rows (`as_rows`), float32, shape (n, k)."""
         return np.stack([self.boosters[c].inplace_predict(batch) for c in self.calibration.classes], axis=1)
 
-    def predict_proba(self, batch: np.ndarray) -> np.ndarray:
+    def predict_proba(self, batch: np.ndarray | csr_matrix) -> np.ndarray:
         """Calibrated probabilities that add up to 1, float64, shape (n, k)."""
         return self.calibration.apply(self.raw(batch))
 
@@ -57,6 +58,12 @@ class MemberInParts:
 
 
 type AnyMember = Member | LinearMember | MemberInParts
+
+
+def trees_only(member: AnyMember) -> bool:
+    """Whether it takes rows with gaps left out (`as_rows`), as lines do not."""
+    parts = member.parts if isinstance(member, MemberInParts) else [member]
+    return not any(isinstance(part, LinearMember) for part in parts)
 
 
 def save_member(folder: Path, parts: Sequence[Member | LinearMember]) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from metabatch.data.batches import Piece, Reader, RowCount, ahead, as_matrix
+from metabatch.data.batches import Piece, Reader, RowCount, ahead
+from metabatch.data.matrices import as_matrix
 from metabatch.data.preprocess import Preprocessor
 from metabatch.resources.law import LINEAR_ROWS
 

@@ -16,7 +16,7 @@ import pytest
 import xgboost as xgb
 
 import metabatch
-from metabatch.data.batches import as_matrix
+from metabatch.data.matrices import as_matrix
 from metabatch.rundir.fingerprint import plan_fingerprint, plan_seal
 from metabatch.rundir.manifests import Plan, load, save
 from metabatch.rundir.publish import sha256_file

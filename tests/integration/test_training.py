@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -296,14 +297,17 @@ def test_any_table_trains_without_base_scores(tmp_path: Path, classes: str) -> N
     assert plan_of(run)["booster"]["min_child_weight"] == 1.0
 
 
-def test_without_holdout_each_gene_is_scored_by_members_that_did_not_train_on_it(ensemble: Path) -> None:
-    succeed("consolidate", "--quiet", ensemble)
-    succeed("evaluate", "--quiet", ensemble)
-    metrics = json.loads((ensemble / "evaluation" / "metrics.json").read_text())
+def test_without_holdout_each_gene_is_scored_by_members_that_did_not_train_on_it(
+    ensemble: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    run = copy_of(ensemble)
+    succeed("consolidate", "--quiet", run)
+    succeed("evaluate", "--quiet", run)
+    metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
     assert metrics["genes"] == 37
     assert "did not train on it" in metrics["how"]
-    ledger = pl.read_parquet(ensemble / "ensemble" / "ledger.parquet")
-    loci = pl.read_parquet(ensemble / "genes.parquet").select("gene_id", "split_group")
+    ledger = pl.read_parquet(run / "ensemble" / "ledger.parquet")
+    loci = pl.read_parquet(run / "genes.parquet").select("gene_id", "split_group")
     trained = ledger.join(loci, on="gene_id").group_by("split_group").agg(pl.col("instance").unique())
     speakers = dict(zip(trained["split_group"], trained["instance"].to_list(), strict=True))
     for index, member in metrics["members"].items():

@@ -20,7 +20,7 @@ from metabatch.analysis.permutation import (
     permutation_importance,
 )
 from metabatch.analysis.sampling import MatrixRows
-from metabatch.data.batches import as_matrix
+from metabatch.data.matrices import as_matrix
 
 CLASSES = ("neither", "donor")
 

@@ -23,8 +23,9 @@ from metabatch.analysis.frame import Found, ImpossibleError, study
 from metabatch.analysis.sampling import MatrixRows, quotas
 from metabatch.analysis.shap_sample import KeptRows
 from metabatch.analysis.shap_sums import merge_shap
-from metabatch.data.batches import Reader, as_matrix, whole_files
+from metabatch.data.batches import Reader, whole_files
 from metabatch.data.labels import label_codes
+from metabatch.data.matrices import as_matrix
 from metabatch.data.preprocess import Preprocessor
 from metabatch.data.shards import find_parquet
 from tests.conftest import DEMO, ROOT
