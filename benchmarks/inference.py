@@ -55,17 +55,19 @@ def student_run(teacher: Path, place: Path) -> Path:
 
 def rows_file(data: Path, place: Path, rows: int = ROWS) -> Path:
     """One file of so many rows: those of the first shard, over again where there are fewer."""
-    table = pq.read_table(min(data.glob("*.parquet")))
-    table = pa.concat_tables([table] * -(-rows // table.num_rows)).slice(0, rows)
+    table = _repeated(pq.read_table(min(data.glob("*.parquet"))), rows)
     target = place / "rows.parquet"
     pq.write_table(table, target, row_group_size=ROWS)
     return target
 
 
+def _repeated(table: pa.Table, rows: int) -> pa.Table:
+    return pa.concat_tables([table] * -(-rows // table.num_rows)).slice(0, rows)
+
+
 def natural_file(source: Path, place: Path) -> Path:
     """Rows of which few are uncertain to the base model, scattered over all row groups."""
-    table = pq.read_table(source)
-    whole = pa.concat_tables([table] * -(-NATURAL_ROWS // table.num_rows)).slice(0, NATURAL_ROWS)
+    whole = _repeated(pq.read_table(source), NATURAL_ROWS)
     rng = np.random.default_rng(0)
     for name in ("donor_score", "acceptor_score"):
         score = np.where(rng.random(NATURAL_ROWS) < UNCERTAIN / 2, rng.uniform(0.02, 0.8, NATURAL_ROWS), 1e-3)

@@ -56,7 +56,6 @@ class MetaModel(ClassifierMixin, BaseEstimator):
         self.feature_names = [f.name for f in bundle.features]
         self.feature_names_in_ = np.array(self.feature_names, dtype=object)
         self.n_features_in_ = len(self.feature_names)
-        self._as_rows = as_rows if all(trees_only(member) for member in members) else as_matrix
 
     def fit(self, X: Any, y: Any = None) -> MetaModel:  # noqa: N803 (scikit-learn's name)
         """Refuse: scikit-learn asks every estimator for this method.
@@ -129,10 +128,11 @@ class MetaModel(ClassifierMixin, BaseEstimator):
             Classes as in the bundle; NaN where a member was not asked.
         """
         batch = self.preprocessor.transform(table, where=where)
+        laid_out = as_rows if all(trees_only(member) for member in self.members) else as_matrix
         found = np.full((len(self.members), table.num_rows, len(self.classes_)), np.nan)
         for start in range(0, table.num_rows, _MATRIX_ROWS):
             part = slice(start, start + _MATRIX_ROWS)
-            values = self._as_rows(batch.slice(start, _MATRIX_ROWS))
+            values = laid_out(batch.slice(start, _MATRIX_ROWS))
             for member, own, asked in zip(self.members, found, speaks[:, part], strict=True):
                 if asked.all():
                     own[part] = member.predict_proba(values)

@@ -48,7 +48,7 @@ class MemberInParts:
 
     parts: Sequence[Member | LinearMember]
 
-    def predict_proba(self, batch: np.ndarray) -> np.ndarray:
+    def predict_proba(self, batch: np.ndarray | csr_matrix) -> np.ndarray:
         """As `Member.predict_proba`."""
         return np.mean([part.predict_proba(batch) for part in self.parts], axis=0)
 

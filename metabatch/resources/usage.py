@@ -111,8 +111,7 @@ def reset_peak_rss() -> bool:
 
 def trim_memory() -> None:
     """Give freed heap back to the system: glibc keeps it otherwise (FIELD_NOTES)."""
-    with contextlib.suppress(OSError, AttributeError):  # not glibc: nothing to trim
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    _glibc("malloc_trim", 0)
 
 
 def map_large_blocks() -> None:
@@ -121,8 +120,12 @@ def map_large_blocks() -> None:
     glibc starts so, but raises the limit with every such block that is freed, up to 32 MiB; later ones then come from
     the heap, where small blocks that live longer keep them apart (mallopt(3), M_MMAP_THRESHOLD).
     """
-    with contextlib.suppress(OSError, AttributeError):  # not glibc: nothing to set
-        ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM)
+    _glibc("mallopt", _M_MMAP_THRESHOLD, _MAPPED_FROM)
+
+
+def _glibc(name: str, *numbers: int) -> None:
+    with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to trim or to set
+        getattr(ctypes.CDLL("libc.so.6"), name)(*numbers)
 
 
 class Accounts:

@@ -25,10 +25,10 @@ def whole(rows: np.ndarray | csr_matrix) -> np.ndarray:
 
 @given(
     columns=st.integers(1, 40), rows=st.integers(1, 70), begin=st.integers(0, 69), seed=st.integers(0, 99),
-    gaps=st.sampled_from([0.0, 0.4, 1.0]),
+    gaps=st.sampled_from([0.0, 0.4, 0.9, 1.0]), full=st.sampled_from([3, 1_000]),
 )  # fmt: skip
 def test_a_matrix_has_every_cell_of_its_table_in_its_place(
-    columns: int, rows: int, begin: int, seed: int, gaps: float
+    columns: int, rows: int, begin: int, seed: int, gaps: float, full: int
 ) -> None:
     """Slices, too, whose validity bits begin in the middle of a byte."""
     rng = np.random.default_rng(seed)
@@ -37,7 +37,7 @@ def test_a_matrix_has_every_cell_of_its_table_in_its_place(
     for number in range(columns):
         kind = types[number % len(types)]
         values = rng.integers(0, 2 if kind == pa.bool_() else 200, rows)
-        missing = rng.random(rows) < gaps * (number % 3 > 0)
+        missing = rng.random(rows) < gaps * (number % full > 0 or full > columns)
         typed = values.astype(bool) if kind == pa.bool_() else values
         arrays.append(pa.array(typed, mask=missing).cast(kind))
         expected.append(np.where(missing, np.nan, values))
@@ -45,7 +45,9 @@ def test_a_matrix_has_every_cell_of_its_table_in_its_place(
     found = as_matrix(table)
     assert found.dtype == np.float32
     assert np.array_equal(found, np.array(expected, dtype=np.float32).T[begin:], equal_nan=True)
-    assert np.array_equal(whole(as_rows(table)), found, equal_nan=True)
+    rows_found = as_rows(table)
+    assert isinstance(rows_found, csr_matrix) == (4 * np.isfinite(found).sum() <= found.size)
+    assert np.array_equal(whole(rows_found), found, equal_nan=True)
 
 
 @pytest.mark.parametrize("gaps", [0.1, 0.74, 0.76, 0.97, 1.0])
