@@ -24,6 +24,7 @@ import psutil
 from analyses import analyses_table
 from building import building_lines
 from checkpoints import checkpoints_table
+from distributed_workers import distributed_lines
 from ensembles import ensembles_lines, student_lines
 from genome import genome_lines
 from growth import SIZES, growth_table
@@ -48,6 +49,7 @@ TITLES = {
     "analyses": "What the analyses of a 1,500-gene instance cost",
     "ensembles": "One model, members, combinations and the student on genes none of them saw",
     "incremental": "Linear models out of core",
+    "distributed": "One model over several workers",
     "student": "The student against its seven members",
     "inference": "Prediction: rows a second",
     "genome": "From a genome to all its positions",
@@ -118,6 +120,7 @@ def main() -> None:
             "building": lambda: building_lines(place),
             "pruning": lambda: pruning_lines(table(REFERENCE_GENES), place),
             "incremental": lambda: incremental_lines(table(REFERENCE_GENES), table(1500), place),
+            "distributed": lambda: distributed_lines(table(2000), place),
             "inference": lambda: inference_table(make_data(place), place),
         }
         for section in given.sections.split(","):

@@ -65,6 +65,7 @@ PLACES
     export "APPTAINERENV_$name=${!name}"
   done
   [ -z "${METABATCH_BIND:-}" ] || binds+=(--bind "$METABATCH_BIND")
+  [ -z "${SLURM_JOB_GPUS:-}${SLURM_STEP_GPUS:-}" ] || binds+=(--nv) # the driver of the node's GPU
   command=(apptainer exec --pwd "$PWD" "${binds[@]}" "$METABATCH_IMAGE" "$@")
 }
 

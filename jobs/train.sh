@@ -10,7 +10,8 @@
 set -u
 [ $# -ge 1 ] || { echo "usage: sbatch --array=0-N jobs/train.sh RUN" >&2; exit 2; }
 # Slurm runs a copy of this script: the checkout is where the original lies.
-script=$(scontrol show job "${SLURM_JOB_ID:-}" 2>/dev/null | sed -n 's,^ *Command=\(.*/jobs/train\.sh\).*,\1,p' | head -n 1)
+script=$([ -z "${SLURM_JOB_ID:-}" ] || scontrol show job "$SLURM_JOB_ID" 2>/dev/null |
+  sed -n 's,^ *Command=\(.*/jobs/train\.sh\).*,\1,p' | head -n 1)
 script=${script:-${SLURM_SUBMIT_DIR:-$PWD}/jobs/train.sh}
 export METABATCH_HOME=${METABATCH_HOME:-$(dirname "$(dirname "$script")")}
 . "$METABATCH_HOME/jobs/common.sh"

@@ -13,7 +13,8 @@ import msgspec
 
 from metabatch.errors import UsageError
 
-Strategy = Literal["auto", "single", "external", "multi-instance", "incremental"]
+Strategy = Literal["auto", "single", "external", "multi-instance", "incremental", "distributed"]
+Device = Literal["cpu", "cuda", "auto"]
 ModelSpec = Literal["sgd_logistic", "sgd_modified_huber", "sgd_hinge"]
 MissingValues = Literal["auto", "native"]
 Profile = Literal["default", "auto", "low", "standard", "high"]
@@ -56,6 +57,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     instance_overlap: float = 0.1
     max_instances: int = 10
     min_instances: int = 3
+    workers: int = 2
     memory_per_gene_mb: float | None = None
     max_memory_per_instance_gb: float | None = None
     safety_factor: float = 0.6
@@ -79,12 +81,14 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     early_stopping_patience: int = 20
     calibration: CalibrationMethod = "platt"
     prior: dict[str, float] = {}
+    device: Device = "cpu"
     threads: int | None = None
     # training of linear models (strategy incremental)
     model_spec: ModelSpec = "sgd_logistic"
     batch_size: int = 250_000
     epochs: int = 10
     alpha: float = 1e-3
+    hash_kmers: int = 0
     # ensemble
     combine: CombineOption = "auto"
     # analysis
@@ -101,6 +105,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "instance_overlap": (0.0, 0.9, True),
     "max_instances": (1, 1_000_000, True),
     "min_instances": (2, 1_000_000, True),
+    "workers": (1, 10_000, True),
     "memory_per_gene_mb": (0, math.inf, False),
     "max_memory_per_instance_gb": (0, math.inf, False),
     "safety_factor": (0.05, 1.0, True),
@@ -119,6 +124,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "batch_size": (1_000, math.inf, True),
     "epochs": (1, 1_000, True),
     "alpha": (0.0, 1_000.0, True),
+    "hash_kmers": (0, 65_536, True),
     "diagnostic_rows": (100, 10_000_000, True),
     "neigh_sample": (1, 1_000_000, True),
     "neigh_window": (1, 1_000, True),

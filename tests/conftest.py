@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,14 @@ import polars as pl
 import psutil
 import pytest
 
+from metabatch.rundir.publish import sha256_file
+
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "examples" / "hg19-demo"
 # Genomes that are not part of the project lie beside a checkout, where there are any.
 GENOMES = ROOT.parent / "shared" / "data"
+# A cluster that nobody runs, for the tests that need none; and what the environment said before.
+NO_CLUSTER, own_cluster = Path(__file__).with_name("no-cluster.conf"), os.environ.get("SLURM_CONF")
 # For tests of something else.
 NO_ANALYSES = ("--analyses", "none")
 # Few trees and folds: these tests are about behaviour, not about the model.
@@ -39,6 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
         workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
         mine = cpus[int(worker.removeprefix("gw")) % len(cpus) :: workers]
         os.sched_setaffinity(0, mine)
+    # Slurm's commands, where they are installed, wait for a controller that is not there; tests/hpc has a real one.
+    os.environ["SLURM_CONF"] = str(NO_CLUSTER)
     # Threads that wait must not spin (libgomp): a test that asks for several has one CPU here.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -103,9 +109,22 @@ def plan_of(run: Path) -> dict[str, Any]:
     return json.loads((run / "plan.json").read_text())
 
 
+def snapshot(run: Path) -> dict[str, tuple[int, int]]:
+    """Time of change and size of every file."""
+    files = (p for p in run.rglob("*") if p.is_file())
+    return {str(p.relative_to(run)): (p.stat().st_mtime_ns, p.stat().st_size) for p in files}
+
+
 def train_all(run: Path) -> None:
     for planned in plan_of(run)["instances"]:
         succeed("train-instance", "--quiet", run, str(planned["index"]))
+
+
+def models(run: Path) -> dict[str, str]:
+    """The sha256 of every file of instance 0's model, and of its out-of-fold scores where there are any."""
+    instance = run / "instances/00"
+    files = [*(instance / "model").iterdir(), *instance.glob("oof.parquet")]
+    return {f.name: sha256_file(f) for f in files}
 
 
 def write_table(folder: Path, frame: pl.DataFrame, shards: int = 2, row_group: int = 500) -> Path:
@@ -162,11 +181,13 @@ def worm() -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished single-model run on the demo. Do not change it: take `trained_copy` for that."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A finished single-model run on the demo. Do not change it: take `copy_of` for that."""
     run = tmp_path_factory.mktemp("trained") / "run"
     succeed("run-all", "--quiet", "--holdout-fraction", "0.3", *QUICK, DEMO, run)
-    return run
+    before = snapshot(run)
+    yield run
+    assert snapshot(run) == before, "a test changed the run that others share"
 
 
 @pytest.fixture(scope="session")

@@ -53,7 +53,8 @@ def plan_facts(plan: Plan, changed: Sequence[Lowered]) -> list[tuple[str, str]]:
     if plan.strategy == "incremental":
         models = [
             ("linear models", f"{o.model_spec}, up to {o.epochs} epochs, batches of {o.batch_size:,} rows, L2 penalty "
-                              f"{o.alpha:g}, {o.n_folds} folds, calibration {o.calibration}"),
+                              f"{o.alpha:g}, {f'wide k-mers hashed into {o.hash_kmers}, ' if o.hash_kmers else ''}"
+                              f"{o.n_folds} folds, calibration {o.calibration}"),
             ("weights", plan.columns.weight or "none"),
         ]  # fmt: skip
     else:

@@ -21,7 +21,7 @@ from metabatch.rundir.layout import RunDir
 from metabatch.rundir.lock import hold_folder
 from metabatch.rundir.manifests import Plan, PlannedInstance
 from metabatch.rundir.markers import utc_now
-from metabatch.rundir.state import RunState, survey
+from metabatch.rundir.state import RunState, survey, training_memory, training_script
 from metabatch.rundir.submissions import SubmittedJob, record_submission
 
 # After a kill for memory the next attempt asks for so much more.
@@ -123,21 +123,24 @@ class _Queue:
         """An array of instances; returns its job number."""
         tasks = array_spec([i - array.first for i in array.instances]) + (f"%{throttle}" if throttle else "")
         export = [f"--export=ALL,METABATCH_FIRST_INSTANCE={array.first}"] if array.first else []
-        return self._add("train", array.mem_mb, [f"--array={tasks}", *export], options, array)
+        words = [*training_memory(self.plan, array.mem_mb), f"--array={tasks}", *export]
+        return self._add("train", training_script(self.plan), array.mem_mb, words, options, array)
 
     def stage(self, name: str, after: Sequence[str]) -> str:
         """consolidate or evaluate, after other jobs ended well; returns its job number."""
         words = [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
         memory = max(STAGE_MEMORY_MB, *(p.mem_request_mb for p in self.plan.instances))
-        return self._add(name, max(memory, _more_than(self.stages.get(name))), words, ())
+        memory = max(memory, _more_than(self.stages.get(name)))
+        return self._add(name, f"{name}.sh", memory, [f"--mem={memory}M", *words], ())
 
     def _add(
-        self, stage: str, mem_mb: int, words: Sequence[str], options: Sequence[str], array: _Array | None = None
-    ) -> str:
+        self, stage: str, script: str, mem_mb: int, words: Sequence[str], options: Sequence[str],
+        array: _Array | None = None,
+    ) -> str:  # fmt: skip
         logs = str(self.run.logs.resolve()).replace("%", "%%")  # sbatch puts numbers in for %j and its like
         command = [
-            f"--mem={mem_mb}M", f"--output={logs}/{stage}-{'%A_%a' if array else '%j'}.log", *self.site, *words,
-            str(_JOBS / f"{stage}.sh"), str(self.run.root.resolve()), *options, *self.forced,
+            f"--output={logs}/{stage}-{'%A_%a' if array else '%j'}.log", *self.site, *words, str(_JOBS / script),
+            str(self.run.root.resolve()), *options, *self.forced,
         ]  # fmt: skip
         number = f"<{stage} {len(self.jobs)}>" if self.dry_run else sbatch(command)
         job = SubmittedJob(

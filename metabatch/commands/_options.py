@@ -38,11 +38,16 @@ _DATA = {
     "allow_features": ("LIST", "Columns to use although they are left out by default; list or file as above."),
 }  # fmt: skip
 _PLANNING = {
-    "strategy": ("NAME", "auto, single, external, multi-instance, or incremental: linear models, never by auto."),
+    "strategy": (
+        "NAME",
+        "auto, single, external, multi-instance; and, never by auto, incremental: linear models, or distributed: one "
+        "model over several workers.",
+    ),
     "genes_per_instance": ("N", "Genes per instance."),
     "instance_overlap": ("FRACTION", "Part of an instance's genes shared with others."),
     "max_instances": ("N", "Most instances."),
     "min_instances": ("N", "Fewest instances when an ensemble is used."),
+    "workers": ("N", "Workers that train one model together (--strategy distributed)."),
     "memory_per_gene_mb": ("MB", "Predict memory per gene instead of by the measured law (default: the law)."),
     "max_memory_per_instance_gb": ("GB", "Memory of one job; the budget (default: 15, or less where less can be had)."),
     "safety_factor": ("FRACTION", "Part of the memory available here that counts when no budget is given."),
@@ -71,6 +76,10 @@ _TRAINING = {
         "Natural prevalence, CLASS=P separated by commas; the other classes share the rest "
         "(default: that of the weighted rows).",
     ),
+    "device": (
+        "NAME",
+        "cpu; cuda: an NVIDIA GPU, for single and multi-instance, or an error; auto: a GPU where one can be had.",
+    ),
     "threads": ("N", "Threads (default: the CPUs this process may use)."),
 }
 _LINEAR = {
@@ -78,6 +87,7 @@ _LINEAR = {
     "batch_size": ("N", "Rows in memory at a time, shuffled; fewer where so many do not fit."),
     "epochs": ("N", "Most passes of learning over the rows; it ends after one that no held-out fold gained by."),
     "alpha": ("X", "Strength of the L2 penalty."),
+    "hash_kmers": ("N", "Columns that k-mers of 6 bases and more are hashed into; 0: each is a column of its own."),
 }
 _ENSEMBLE = {
     "combine": (

@@ -23,6 +23,10 @@ Options:
   --threads N             Threads (default: the plan's, else the CPUs this process may use).
   --checkpoint-seconds S  The booster that is growing is kept this often, or less often where that would take more than
                           a hundredth of the time; 0: after every round [default: {CHECKPOINT_SECONDS:g}].
+  --dask-scheduler WHERE  Of a distributed plan: use the workers of this Dask scheduler (its address, or its scheduler
+                          file); without it, workers are started here.
+  --listen ADDRESS        Of a distributed plan: this machine's address at which the workers find each other (default:
+                          127.0.0.1, or the one by which the scheduler is reached).
 {COMMON}
 {EXIT_CODES}"""
 
@@ -37,7 +41,8 @@ def action(arguments: Arguments) -> Text:
             expected="train-instance RUN INSTANCE, or a Slurm array task ($SLURM_ARRAY_TASK_ID)",
         )
     result = train_instance(run, index, threads=thread_count(arguments), force=arguments["--force"],
-                            checkpoint_seconds=checkpoint_seconds(arguments))  # fmt: skip
+                            checkpoint_seconds=checkpoint_seconds(arguments), scheduler=arguments["--dask-scheduler"],
+                            listen=arguments["--listen"])  # fmt: skip
     if result.already:
         return Text(f"instance {index} is already done: nothing was changed", result)
     peak, predicted = result.peak_bytes / 2**20, result.predicted_peak_bytes / 2**20

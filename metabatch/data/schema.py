@@ -18,6 +18,8 @@ from metabatch.data.shards import open_parquet
 from metabatch.errors import InputError
 from metabatch.rundir.manifests import CarriedType
 
+# Wide k-mers can be hashed: 6-mers are 4,096 columns.
+WIDE_BASES = 6
 _KMER = re.compile(r"^(\d{1,2})mer_([ACGTN]+)$")
 # How strand columns say forward and backward.
 FORWARD, BACKWARD = ("+", "1", "+1"), ("-", "-1")
@@ -41,8 +43,18 @@ class ColumnInfo:
 
 def is_kmer(name: str) -> bool:
     """Whether `name` is a k-mer count column, e.g. ``3mer_ACG`` (k must match the letters)."""
+    return kmer_bases(name) > 0
+
+
+def kmer_bases(name: str) -> int:
+    """k of a k-mer count column; 0 of any other."""
     match = _KMER.match(name)
-    return match is not None and int(match[1]) == len(match[2])
+    return len(match[2]) if match is not None and int(match[1]) == len(match[2]) else 0
+
+
+def wide_kmers(names: Sequence[str]) -> list[str]:
+    """Those of `names` that are k-mers of `WIDE_BASES` or more."""
+    return [name for name in names if kmer_bases(name) >= WIDE_BASES]
 
 
 def union_schema(files: Sequence[Path]) -> dict[str, ColumnInfo]:

@@ -53,7 +53,9 @@ class Evaluated:
     @property
     def is_exact(self) -> bool:
         """One model of all training genes together, trained on their labels."""
-        together = self.plan.strategy in ("single", "external") and all(u.parts == 1 for u in self.usages)
+        together = self.plan.strategy in ("single", "external", "distributed") and all(
+            u.parts == 1 for u in self.usages
+        )
         return together and self.plan.teacher is None
 
     @property

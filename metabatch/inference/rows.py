@@ -19,8 +19,9 @@ from metabatch.ensemble.estimator import MetaModel
 from metabatch.inference.modes import BaseScores, Output
 from metabatch.resources.law import JOINED_ROWS
 
-# Rows of a few narrow columns: some 100 bytes each.
+# Rows of a few narrow columns that are read at once, and that wait for the meta-model's answer: some 100 bytes each.
 _NARROW_ROWS = 1 << 18
+_WAITING_ROWS = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def predict_batches(
     held: list[Batch] = []
     for batch in batches:
         held.append(batch)
-        if sum(b.asked for b in held) >= JOINED_ROWS or sum(b.rows for b in held) >= _NARROW_ROWS:
+        if sum(b.asked for b in held) >= JOINED_ROWS or sum(b.rows for b in held) >= _WAITING_ROWS:
             yield _finished(output, estimator, held, where)
             held = []
     if held:

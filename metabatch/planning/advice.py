@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from metabatch.planning.linear import INCREMENTAL
+from metabatch.planning.workers import DISTRIBUTED
 from metabatch.rundir.manifests import Alternative, Budget
 
 # Holdout macro AP of 7 members less that of one model: the demo, the reference shape (300 genes), 400 genes x 160.
@@ -25,7 +26,7 @@ def prefer_exact(strategy: str, alternatives: Sequence[Alternative], budget: Bud
     fitting = [
         a
         for a in alternatives
-        if a.strategy not in (strategy, INCREMENTAL)
+        if a.strategy not in (strategy, INCREMENTAL, DISTRIBUTED)
         and a.predicted_peak_bytes is not None
         and a.predicted_peak_bytes <= budget.bytes
     ]

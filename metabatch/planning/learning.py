@@ -10,6 +10,7 @@ import msgspec
 from metabatch.errors import InputError
 from metabatch.options import Options
 from metabatch.planning.linear import INCREMENTAL
+from metabatch.planning.workers import DISTRIBUTED
 from metabatch.resources.law import MemoryLaw
 from metabatch.resources.usage import ResourceUsage
 from metabatch.rundir.fingerprint import dataset_fingerprint, open_plan
@@ -52,6 +53,11 @@ def learned_law(law: MemoryLaw, path: str, shards: Sequence[Shard], options: Opt
             f"{law.stored_fraction:.0%}",
             expected="the same missing-value policy",
             next_step="give both the same --missing-policy and budget",
+        )
+    if plan.strategy == DISTRIBUTED:
+        raise InputError(
+            f"--learn-from {path}: a distributed run tells what a worker needs, not an instance",
+            expected="a run of another strategy",
         )
     peaks = [_peak(run.instance(p.index).root, plan) for p in plan.instances]
     done = [(planned, usage) for planned, usage in zip(plan.instances, peaks, strict=True) if usage is not None]

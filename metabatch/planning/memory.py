@@ -13,6 +13,7 @@ from pathlib import Path
 from metabatch.analysis.bounds import importance_bytes, shap_bytes
 from metabatch.data.batches import joined
 from metabatch.data.layout import cell_bytes
+from metabatch.data.schema import wide_kmers
 from metabatch.data.shards import READ_BUFFER, open_parquet
 from metabatch.options import Options
 from metabatch.resources.law import JOINED_ROWS, PIECE_ROWS, WHOLE_GROUP_ROWS, MemoryLaw
@@ -26,9 +27,9 @@ READING_STEP = 8 << 20
 TELLING_BYTES, NOISE = 16 << 20, 0.05
 # While the matrix is built: row offset, label and gene, some of them twice.
 BUILDING_ROW_BYTES = 28
-# Beside the matrix: row offset, gradient, prediction, order of the rows, label and weight twice, gene (see
-# benchmarks/RESULTS.md); with folds also scores and temporaries of the stopping metric, and 4 B a class.
-ROW_BYTES, FOLD_ROW_BYTES = 68, 74
+# Beside the matrix: row offset, gradients here and in XGBoost, prediction, order of the rows, label, weight, gene and
+# number in it (see benchmarks/RESULTS.md); with folds also scores and temporaries of the stopping metric, 4 B a class.
+ROW_BYTES, FOLD_ROW_BYTES = 76, 78
 # Soft labels of a student, a class: held from the reading of the rows until the calibration.
 SOFT_BYTES = 4
 # After it: sorted copies in float64 for metrics and calibration; 12 B a class are the scores.
@@ -65,7 +66,7 @@ class GroupSize:
 
 def memory_law(
     features: FeatureSet, options: Options, classes: int, group: GroupSize, probe: ProbeResult | None,
-    *, soft: bool = False,
+    *, soft: bool = False, share_spread: float = 1.0,
 ) -> MemoryLaw:  # fmt: skip
     """The law for a data set.
 
@@ -77,6 +78,8 @@ def memory_law(
         Corrects the bytes per cell where it measured others, and gives the size of the libraries.
     soft : bool
         Soft labels are trained on.
+    share_spread : float
+        As in the law.
     """
     taught = SOFT_BYTES * classes if soft else 0
     ratio = 1.0 if probe is None else _cell_ratio(probe, len(features.features))
@@ -100,11 +103,13 @@ def memory_law(
         node_bytes=round(sum(features.bins) * HISTOGRAM_BYTES_PER_BIN),
         max_depth=options.max_depth,
         features=count,
+        linear_width=_linear_width(features, options),
         stored_fraction=sum(features.densities) / count,
         analysis_row_bytes=ANALYSIS_ROW_BYTES if options.analyses else 0,
         scored_row_bytes=SCORED_ROW_BYTES + SCORED_CLASS_BYTES * classes if options.analyses else 0,
         analysis_bytes=_analysis_bytes(options.analyses, count, classes, sum(widths)),
         analysis_file_bytes=ANALYSIS_FILE_BYTES if options.analyses else 0,
+        share_spread=share_spread,
         per_gene_bytes=None if options.memory_per_gene_mb is None else options.memory_per_gene_mb * 2**20,
     )  # fmt: skip
 
@@ -115,6 +120,13 @@ def _analysis_bytes(analyses: Sequence[str], features: int, classes: int, width:
         return 0
     shap = shap_bytes(features, classes, width) if "shap" in analyses else 0
     return ANALYSIS_BYTES + max(shap, importance_bytes(width) if "importance" in analyses else 0)
+
+
+def _linear_width(features: FeatureSet, options: Options) -> int:
+    count = len(features.features)
+    if not options.hash_kmers:
+        return count
+    return count - len(wide_kmers([f.name for f in features.features])) + options.hash_kmers
 
 
 def room_per_cell(budget: int, rows: int, features: int, options: Options) -> float:

@@ -17,23 +17,26 @@ from metabatch.data.missing import Wish
 from metabatch.data.roles import classify, resolve_columns
 from metabatch.data.schema import union_schema
 from metabatch.data.shards import find_parquet, scan_shards
+from metabatch.data.shares import share_spread
 from metabatch.data.statistics import measure_features
 from metabatch.options import Options, validate
 from metabatch.planning.advice import prefer_exact
 from metabatch.planning.allocation import Allocation
 from metabatch.planning.decision import decide
+from metabatch.planning.device import check_cuda, gpu_alternative, gpu_notes
 from metabatch.planning.existing import existing_plan
 from metabatch.planning.holdout import fitted_problems, planned_genes, training_problems
 from metabatch.planning.learning import learned_law
-from metabatch.planning.linear import INCREMENTAL, check_model_options
+from metabatch.planning.linear import INCREMENTAL, check_hashing, check_model_options
 from metabatch.planning.memory import largest_group, memory_law, room_per_cell
 from metabatch.planning.probing import run_probe
 from metabatch.planning.profiles import apply_profile, tier_of
 from metabatch.planning.screening import screen_leaks
 from metabatch.planning.strategies import DEFAULT_CAP_GB, GIB, Choice
 from metabatch.planning.student import Student
+from metabatch.planning.workers import DISTRIBUTED, worker_memory, worker_pages
 from metabatch.planning.writing import Decided, write_plan
-from metabatch.resources.law import MemoryLaw
+from metabatch.resources.law import BESIDE_BYTES, MemoryLaw
 from metabatch.resources.limits import cpu_count, memory_limits
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.lease import tidy
@@ -82,6 +85,7 @@ def make_plan(
     """
     validate(options)
     check_model_options(options, explicit)
+    check_cuda(options)
     budget, memory = decide_budget(options)
     place = dataset.resolve()
     shards = scan_shards(place)
@@ -118,7 +122,14 @@ def make_plan(
             _rooms(training, len(candidates), options, budget),
         ),
     )  # fmt: skip
+    check_hashing(options, [f.name for f in features.features])
     log.info("feature scan: %s rows read for %s asked", f"{count.read:,}", f"{count.asked:,}")
+    booster = _booster(columns)
+    group = largest_group(files, features)
+    probe, unprobed = run_probe(
+        pieces, features, cuts, columns, options, booster, options.threads or cpu_count(), int(training["rows"].sum()),
+        group.large,
+    )  # fmt: skip
     warnings = [
         *index.warnings,
         *screened.warnings,
@@ -126,27 +137,28 @@ def make_plan(
         *problems,
         *fitted_problems(genes, held, place, built),
         *([] if student is None else student.warnings(options)),
+        *([] if unprobed is None else [unprobed]),
     ]
-    booster = _booster(columns)
-    group = largest_group(files, features)
-    probe, unprobed = run_probe(
-        pieces, features, cuts, columns, options, booster, options.threads or cpu_count(), int(training["rows"].sum()),
-        group.large,
-    )  # fmt: skip
-    if unprobed is not None:
-        warnings.append(unprobed)
 
     def law_of(chosen: Options) -> MemoryLaw:
-        law = memory_law(features, chosen, len(columns.classes), group, probe, soft=student is not None)
+        law = memory_law(
+            features, chosen, len(columns.classes), group, probe, soft=student is not None,
+            share_spread=share_spread(training, index.segments, chosen.workers),
+        )  # fmt: skip
         return law if chosen.learn_from is None else learned_law(law, chosen.learn_from, shards, chosen)
 
     decision = decide(training, columns, options, explicit, budget, probe, law_of, one_model=student is not None)
     options, law, choice = decision.options, decision.law, decision.choice
-    warnings += prefer_exact(choice.strategy, decision.alternatives, budget)
     allocation = choice.allocation
     if allocation is None:
         raise RuntimeError("a chosen strategy has no allocation")
+    instances = _instances(training, allocation, choice, law, budget, options.workers)
+    warnings += [
+        *prefer_exact(choice.strategy, decision.alternatives, budget),
+        *gpu_notes(options, features, instances),
+    ]
 
+    listed = options.device == "cpu" and student is None
     plan = Plan(
         metabatch_version=__version__,
         fingerprint="",
@@ -158,7 +170,10 @@ def make_plan(
         columns=columns,
         strategy=choice.strategy,  # type: ignore[arg-type]
         why=decision.why,
-        alternatives=decision.alternatives,
+        alternatives=(
+            *decision.alternatives,
+            *([gpu_alternative(options, features, int(training["rows"].sum()))] if listed else []),
+        ),
         budget=budget,
         memory_law=law,
         probe=probe,
@@ -166,7 +181,7 @@ def make_plan(
         holdout=Holdout(genes=int(held.sum()), rows=int(genes.filter(held)["rows"].sum() or 0), how=how),
         coverage=_coverage(allocation, training.height),
         allocation_unit=allocation.unit,
-        instances=_instances(training, allocation, choice, law, budget),
+        instances=instances,
         options=options,
         profile=tier,
         lowered=(*lowered, *decision.lowered),
@@ -226,21 +241,28 @@ def _coverage(allocation: Allocation, total: int) -> float:
 
 
 def _instances(
-    genes: pl.DataFrame, allocation: Allocation, choice: Choice, law: MemoryLaw, budget: Budget
+    genes: pl.DataFrame, allocation: Allocation, choice: Choice, law: MemoryLaw, budget: Budget, workers: int
 ) -> tuple[PlannedInstance, ...]:
     rows = allocation.rows(genes["rows"].to_numpy())
     external, linear = choice.strategy == "external", choice.strategy == INCREMENTAL
     planned = []
     for index, (core, overlap) in enumerate(zip(allocation.core, allocation.overlap, strict=True)):
         size, count = int(rows[index]), len(core) + len(overlap)
-        if linear:
+        beside = 0
+        if choice.strategy == DISTRIBUTED:
+            peak, beside = worker_memory(size, workers, law, budget.bytes)[0], BESIDE_BYTES
+        elif linear:
             peak = law.incremental(size, choice.batch_rows)
         else:
             peak = law.external(size, choice.batch_rows) if external else law.in_memory(size, count)
         pages = law.page_bytes(size) if external else 0
+        if choice.strategy == DISTRIBUTED:
+            pages = worker_pages(size, workers, choice.batch_rows, law)
         # The page cache counts as the job's memory: without room for it every tree is read from disk.
         # In steps, so that instances that differ by some rows can be tasks of one array.
-        request = min(budget.bytes, -(-(round(peak * 1.1) + (128 << 20) + pages) // REQUEST_STEP) * REQUEST_STEP)
+        request = min(
+            budget.bytes, -(-(round(peak * 1.1) + (128 << 20) + beside + pages) // REQUEST_STEP) * REQUEST_STEP
+        )
         planned.append(
             PlannedInstance(
                 index=index,

@@ -49,7 +49,8 @@ def run_probe(
     with private_folder("probe") as folder, stop_on_signal() as stop:
         request = Request(
             parent=os.getpid(), pieces=[(str(p.file), p.row_group) for p in chosen], rows=PROBE_ROWS,
-            large=large, columns=columns, options=options, booster=booster, threads=threads,
+            large=large, columns=columns, options=msgspec.structs.replace(options, device="cpu"), booster=booster,
+            threads=threads,
         )  # fmt: skip
         save(folder / "request.json", request)
         save(folder / "features.json", features)

@@ -13,12 +13,16 @@ from metabatch.options import Options
 from metabatch.planning.allocation import Allocation, allocate, instance_count, smallest_covering_size
 from metabatch.planning.duration import Speed, instance_seconds
 from metabatch.planning.linear import INCREMENTAL, batch_that_fits, incremental_seconds
-from metabatch.resources.law import WHOLE_GROUP_ROWS, MemoryLaw
+from metabatch.planning.workers import DISTRIBUTED, no_workers, worker_memory
+from metabatch.resources.law import BESIDE_BYTES, WHOLE_GROUP_ROWS, MemoryLaw
 from metabatch.resources.limits import cpu_count
 from metabatch.rundir.manifests import Alternative, Budget, Columns
 
 DEFAULT_CAP_GB = 15.0
+# Another kind of model, and other machines: not for `auto` to choose.
+ASKED_FOR = (INCREMENTAL, DISTRIBUTED)
 GIB = 1 << 30
+_ON_DISK = "pages on disk are trained on by the CPU"
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,12 @@ def choose(
     choices = {
         "single": _single(genes, law, budget),
         "multi-instance": _multi(genes, columns, options, law, budget),
-        "external": _external(genes, law, budget),
+        "external": _external(genes, options, law, budget),
         INCREMENTAL: _incremental(genes, options, law, budget),
+        DISTRIBUTED: _distributed(genes, options, law, budget),
     }
     if one_model:
-        del choices["multi-instance"], choices[INCREMENTAL]
+        del choices["multi-instance"], choices[INCREMENTAL], choices[DISTRIBUTED]
     choices = {name: _timed(c, genes, options, law, budget, speed) for name, c in choices.items()}
     single = sum(choices["single"].seconds)
     if options.strategy != "auto":
@@ -71,12 +76,12 @@ def choose(
             _refuse(choices, budget, options, f"--strategy {options.strategy} does not fit: {chosen.refusal}", chosen)
         why = f"--strategy {options.strategy}"
     else:
-        fitting = [c for c in choices.values() if c.refusal is None and c.strategy != INCREMENTAL]
+        fitting = [c for c in choices.values() if c.refusal is None and c.strategy not in ASKED_FOR]
         if not fitting:
             _refuse(choices, budget, options, "no strategy fits the budget", choices["external"])
         # In order of speed, by their nature and not by the clock: a plan must not depend on a busy machine.
         chosen = fitting[0]
-        passed = [f"{c.strategy}: {c.refusal}" for c in choices.values() if c.refusal and c.strategy != INCREMENTAL]
+        passed = [f"{c.strategy}: {c.refusal}" for c in choices.values() if c.refusal and c.strategy not in ASKED_FOR]
         why = "fastest that fits the budget" + (f" ({'; '.join(passed)})" if passed else "")
     alternatives = tuple(
         Alternative(
@@ -99,11 +104,12 @@ def _single(genes: pl.DataFrame, law: MemoryLaw, budget: Budget) -> Choice:
     return Choice("single", _everything(genes), peak, refusal=refusal)
 
 
-def _external(genes: pl.DataFrame, law: MemoryLaw, budget: Budget) -> Choice:
+def _external(genes: pl.DataFrame, options: Options, law: MemoryLaw, budget: Budget) -> Choice:
     rows = int(genes["rows"].sum())
     batch = law.batch_rows(rows, budget.bytes)
     peak = law.external(rows, batch)
-    return Choice("external", _everything(genes), peak, refusal=_over(peak, budget), batch_rows=batch)
+    refusal = _ON_DISK if options.device == "cuda" else _over(peak, budget)
+    return Choice("external", _everything(genes), peak, refusal=refusal, batch_rows=batch)
 
 
 def _incremental(genes: pl.DataFrame, options: Options, law: MemoryLaw, budget: Budget) -> Choice:
@@ -113,10 +119,24 @@ def _incremental(genes: pl.DataFrame, options: Options, law: MemoryLaw, budget: 
     return Choice(INCREMENTAL, _everything(genes), peak, refusal=_over(peak, budget), batch_rows=batch)
 
 
+def _distributed(genes: pl.DataFrame, options: Options, law: MemoryLaw, budget: Budget) -> Choice:
+    rows = int(genes["rows"].sum())
+    peak, batch = worker_memory(rows, options.workers, law, budget.bytes)
+    beside = BESIDE_BYTES
+    refusal = no_workers(genes.height, options.workers) or _over(peak + beside, budget)
+    if options.device == "cuda" and batch != WHOLE_GROUP_ROWS:
+        refusal = refusal or _ON_DISK
+    more = math.ceil(options.workers * peak / max(1, budget.bytes - law.fixed_bytes - beside))
+    hint = f"--workers {more}, or --max-memory-per-instance-gb {_up(peak + beside)}" if budget.bytes > beside else None
+    return Choice(DISTRIBUTED, _everything(genes), peak, refusal=refusal, hint=hint, batch_rows=batch)
+
+
 def _passed_over(choice: Choice, options: Options) -> str:
     """Why a strategy that fits is not the chosen one."""
     if options.strategy != "auto":
         return f"--strategy {options.strategy} was asked for"
+    if choice.strategy == DISTRIBUTED:
+        return f"{options.workers} workers, only when asked for"
     return "linear models, only when asked for" if choice.strategy == INCREMENTAL else "not the fastest that fits"
 
 
@@ -129,8 +149,10 @@ def _timed(
     if choice.strategy == INCREMENTAL:
         own = incremental_seconds(law, int(rows.sum()), options, options.threads or cpu_count())
         return replace(choice, seconds=(own,))
+    external = choice.strategy == "external" or choice.batch_rows != WHOLE_GROUP_ROWS
+    shares = options.workers if choice.strategy == DISTRIBUTED else 1  # each on a machine like this one
     seconds = tuple(
-        instance_seconds(law, speed, int(r), options, external=choice.strategy == "external", budget_bytes=budget.bytes)
+        instance_seconds(law, speed, math.ceil(r / shares), options, external=external, budget_bytes=budget.bytes)
         for r in rows
     )
     return replace(choice, seconds=seconds)
@@ -246,7 +268,9 @@ def _no(refusal: str, hint: str | None = None) -> Choice:
 
 def _refuse(choices: dict[str, Choice], budget: Budget, options: Options, what: str, chosen: Choice) -> None:
     works = [
-        f"--strategy {c.strategy} ({_gb(c.peak)})" for c in choices.values() if c.refusal is None and c.peak is not None
+        f"--strategy {c.strategy} ({_gb(c.peak)}{' a worker' if c.strategy == DISTRIBUTED else ''})"
+        for c in choices.values()
+        if c.refusal is None and c.peak is not None
     ]
     if chosen.hint:
         works.insert(0, chosen.hint)

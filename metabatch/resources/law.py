@@ -28,6 +28,11 @@ LINEAR_ROWS = 2_048
 # Of the 32 KiB of a block so much is touched: fitted to what 9,280 genes took (benchmarks/RESULTS.md, growth), at depth
 # 6 and 16,384 rows a page. In memory, a single page, blocks take 16 bytes a row, which row_bytes has.
 BLOCK_ROWS, BLOCK_BYTES, BLOCK_ROW_BYTES = 2_048, 18 << 10, 16
+# What a worker holds of a row of others: label, gene, fold, weight, a mask or two, and the scores of every class.
+OTHER_ROW_BYTES = 24
+# In a worker's job beside its own memory: the Dask worker that starts it; beside the first one the scheduler and the
+# process that leads.
+BESIDE_BYTES = 512 << 20
 # Most scored rows that the analyses hold; of more, whole genes are drawn.
 ANALYSED_ROWS = 300_000
 
@@ -53,9 +58,13 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         A row in the types of the features.
     node_bytes : int
         Histogram of one tree node.
+    features, linear_width : int
+        Columns of the matrix; of linear models, with their k-mers hashed.
     analysis_row_bytes, scored_row_bytes, analysis_bytes, analysis_file_bytes : float, float, int, int
         Analyses, after everything else: what is held for every row, for each scored row looked at, and besides
         (libraries, drawn rows, contributions), and the libraries' mapped files; all 0 without analyses.
+    share_spread : float
+        Rows of the largest share of a distributed model's workers, by those of an equal share.
     per_gene_bytes : float or None
         The user's own figure (--memory-per-gene-mb), which then stands for instances in memory.
     """
@@ -74,12 +83,14 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     node_bytes: int
     max_depth: int
     features: int
+    linear_width: int
     stored_fraction: float
     analysis_row_bytes: float = 0.0
     scored_row_bytes: float = 0.0
     analysis_bytes: int = 0
     analysis_file_bytes: int = 0
     per_gene_bytes: float | None = None
+    share_spread: float = 1.0
 
     def in_memory(self, rows: int, genes: int) -> int:
         """Predicted peak of an instance that holds its matrix in memory, bytes."""
@@ -108,17 +119,33 @@ class MemoryLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         """Predicted peak of linear models that learn from `batch_rows` rows at a time, bytes."""
         held = min(rows, batch_rows) * self.incremental_row_bytes
         # Two matrices on their way to the batch; of the rows of a step: as drawn, as taken, standardised and a copy.
-        steps = LINEAR_ROWS * self.features * (2 * 4 + 4 + 4 + 8 + 8)
+        steps = LINEAR_ROWS * (self.features * 2 * 4 + self.linear_width * (4 + 4 + 8 + 8))
+        if self.linear_width < self.features:  # hashed: what comes of a matrix, and a copy of what is hashed
+            steps += LINEAR_ROWS * 4 * (2 * self.linear_width + self.features)
         learning = rows * self.row_bytes + held + self._batch(rows, WHOLE_GROUP_ROWS) + steps
         growth = max(
             learning, rows * self.scoring_row_bytes, self._analysis(rows, WHOLE_GROUP_ROWS) + self.analysis_file_bytes
         )
         return round(self.fixed_bytes + growth)
 
+    def distributed(
+        self, rows: int, workers: int, batch_rows: int = WHOLE_GROUP_ROWS, *, external: bool = False
+    ) -> int:
+        """Predicted peak of the worker that leads: its share as alone, label, weight, fold and scores of all rows.
+
+        Of external memory the anonymous part, as alone.
+        """
+        own = math.ceil(rows / workers * self.share_spread)
+        alone = self.external(own, batch_rows) if external else round(self.fixed_bytes + self._in_memory_growth(own))
+        fixed = self.fixed_anonymous_bytes if external else self.fixed_bytes
+        analysis = self._analysis(rows, batch_rows) + (0 if external else self.analysis_file_bytes)
+        finishing = max(rows * self.scoring_row_bytes, analysis)
+        return round(max(alone + max(0, rows - own) * OTHER_ROW_BYTES, fixed + finishing))
+
     @property
     def incremental_row_bytes(self) -> int:
         """A row of a batch of linear models."""
-        return 4 * self.features
+        return 4 * self.linear_width
 
     def matrix_bytes(self, rows: int) -> float:
         """The quantised matrix, bytes."""

@@ -47,6 +47,8 @@ class ResourceUsage(msgspec.Struct, kw_only=True):
     rung, external, batch_rows, parts : how an instance was trained (see `metabatch.training.ladder`).
     restored_boosters, restored_rounds : taken from checkpoints of attempts before; phases are of the last attempt.
     checkpoint_seconds : what writing checkpoints took.
+    worker_peak_bytes : VmHWM of every worker of a distributed instance when its trees were grown, by rank.
+    device, device_why : where an instance was trained, and why there.
     """
 
     format_version: int = 1
@@ -69,6 +71,9 @@ class ResourceUsage(msgspec.Struct, kw_only=True):
     restored_boosters: int = 0
     restored_rounds: int = 0
     checkpoint_seconds: float = 0.0
+    worker_peak_bytes: list[int] = []
+    device: str | None = None
+    device_why: str | None = None
 
 
 def peak_rss() -> int:
@@ -134,6 +139,7 @@ class Accounts:
     def __init__(self) -> None:
         self.phases: list[Phase] = []
         self.after_fold: list[int] = []
+        self.worker_peaks: list[int] = []
         self._rss = peak_rss()
         self._anonymous = anonymous_bytes()
         self._sampled = 0
@@ -180,15 +186,20 @@ class Accounts:
         trim_memory()
         self.after_fold.append(anonymous_bytes())
 
+    def peak(self, *, external: bool) -> int:
+        """The peak so far, as `measured_peak_bytes`."""
+        self._settle()
+        return self._anonymous if external else self._rss
+
     def usage(
         self, *, predicted_peak_bytes: int | None, budget_bytes: int, budget_source: str, threads: int,
         limit: Limit, rung: str | None = None, external: bool = False, batch_rows: int = 0, parts: int = 1,
         restored_boosters: int = 0, restored_rounds: int = 0, checkpoint_seconds: float = 0.0,
+        device: str | None = None, device_why: str | None = None,
     ) -> ResourceUsage:  # fmt: skip
         """The record. With `external` the page files are mapped into memory: only the anonymous part counts."""
-        self._settle()
         return ResourceUsage(
-            measured_peak_bytes=self._anonymous if external else self._rss,
+            measured_peak_bytes=self.peak(external=external),
             peak_rss_bytes=self._rss,
             peak_anonymous_bytes=self._anonymous,
             peak_cgroup_bytes=cgroup_peak(),
@@ -207,6 +218,9 @@ class Accounts:
             threads=threads,
             phases=self.phases,
             after_fold_bytes=self.after_fold,
+            worker_peak_bytes=self.worker_peaks,
+            device=device,
+            device_why=device_why,
         )
 
     def _settle(self) -> None:

@@ -49,6 +49,11 @@ class InstanceDir:
         return self.root / "progress.json"
 
     @property
+    def orders(self) -> Path:
+        """What the workers of a distributed attempt are told."""
+        return self.root / f".orders{TEMPORARY}"
+
+    @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
 

@@ -60,6 +60,26 @@ def holds(folder: Path, token: str) -> bool:
         return False
 
 
+def claim_watch(folder: Path, token: str) -> Callable[[], bool]:
+    """Asks from another host whether the claim named `token` is lost: it is gone, or silent for `LEASE_SECONDS`.
+
+    The file is looked at every two seconds at most, and must be found lost twice: a contender may have it in its hands.
+    """
+    seen, since, looked, gone = _stamp(folder / LOCK), time.monotonic(), 0.0, 0
+
+    def is_lost() -> bool:
+        nonlocal seen, since, looked, gone
+        now = time.monotonic()
+        if now - looked >= 2.0:
+            looked, stamp = now, _stamp(folder / LOCK)
+            gone = 0 if holds(folder, token) else gone + 1
+            if stamp != seen:
+                seen, since = stamp, now
+        return gone > 1 or now - since > LEASE_SECONDS
+
+    return is_lost
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete what killed processes left in `folder`; only for its owner."""
     for entry in folder.iterdir():

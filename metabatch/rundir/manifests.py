@@ -229,7 +229,7 @@ class Plan(Manifest, frozen=True, kw_only=True):
     seal: str
     dataset: Dataset
     columns: Columns
-    strategy: Literal["single", "external", "multi-instance", "incremental"]
+    strategy: Literal["single", "external", "multi-instance", "incremental", "distributed"]
     why: str
     alternatives: tuple[Alternative, ...]
     budget: Budget

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from shlex import quote
 from typing import Literal
 
@@ -20,6 +21,8 @@ from metabatch.rundir.markers import MARKER, check_stage, is_marked
 from metabatch.rundir.publish import sha256_file
 
 _NOT_STARTED = "not started"
+# As in jobs/train-distributed.sh.
+WORKER_CPUS = 2
 # stale: finished, but what it was made from is another now.
 State = Literal["done", "running", "queued", "failed", "interrupted", "pending", "stale"]
 
@@ -92,7 +95,20 @@ def sbatch_line(run: RunDir, plan: Plan, indices: list[int] | None = None) -> st
     chosen = [p for p in plan.instances if indices is None or p.index in indices]
     memory = max(p.mem_request_mb for p in chosen)
     array = f"0-{len(plan.instances) - 1}" if indices is None else ",".join(str(p.index) for p in chosen)
-    return f"sbatch --array={array} --mem={memory}M jobs/train.sh {quote(str(run.root))}"
+    words = " ".join(training_memory(plan, memory))
+    return f"sbatch --array={array} {words} jobs/{training_script(plan)} {quote(str(run.root))}"
+
+
+def training_script(plan: Plan) -> str:
+    """Which of the sbatch scripts trains an instance."""
+    return "train-distributed.sh" if plan.strategy == "distributed" else "train.sh"
+
+
+def training_memory(plan: Plan, mem_mb: int) -> list[str]:
+    """The words by which sbatch gives every task, or every worker, so many MiB."""
+    if plan.strategy != "distributed":
+        return [f"--mem={mem_mb}M", *(["--gres=gpu:1"] if plan.options.device == "cuda" else [])]
+    return [f"--ntasks={plan.options.workers}", f"--mem-per-cpu={math.ceil(mem_mb / WORKER_CPUS)}M"]
 
 
 def _instance_state(instance: InstanceDir, planned: PlannedInstance, plan: Plan, job: Job | None) -> InstanceState:

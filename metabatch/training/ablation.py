@@ -16,12 +16,15 @@ import xgboost as xgb
 from metabatch.analysis.ablation import VARIANTS, Variant, feature_groups
 from metabatch.rundir.manifests import Feature, Plan
 from metabatch.training.boosters import booster_params
+from metabatch.training.gradients import Gradients
 from metabatch.training.matrix import Rows
+from metabatch.training.team import Team
 
 # All variants together may cost this part of the rounds that the instance was trained for; each gets so many.
 SHARE, FEWEST_ROUNDS, MOST_ROUNDS = 0.05, 10, 100
 # Few rounds need large steps.
 LEARNING_RATE = 0.3
+_ALONE = Team()
 # XGBoost's keys are log(u) / max(weight, 1e-6), largest first: with a weight of 1 a feature of weight 0 is drawn once
 # in a while (seen: once in 1,500 trees of 60 features), with this one never.
 _DRAWN = np.float32(1e30)
@@ -29,7 +32,7 @@ _DRAWN = np.float32(1e30)
 
 def grow_variants(
     matrix: xgb.DMatrix, rows: Rows, fold: np.ndarray, number: int, plan: Plan, features: Sequence[Feature],
-    threads: int, trained_rounds: int, check: Callable[[], None],
+    threads: int, trained_rounds: int, check: Callable[[], None], team: Team = _ALONE,
 ) -> list[Variant]:  # fmt: skip
     """Grow every class with every variant of the features, and score the rows of one fold.
 
@@ -48,6 +51,8 @@ def grow_variants(
         Boosting rounds that the instance was trained for in all.
     check : callable
         Called after every round; raises when the work is to stop.
+    team : Team
+        Whose rows `matrix` holds; the arrays are of the rows of all.
 
     Returns
     -------
@@ -62,15 +67,16 @@ def grow_variants(
     rounds = _rounds(trained_rounds, len(grown) * len(classes))
     variants = []
     with _restored(matrix):
-        weight = np.where(held_out, np.float32(0), rows.weight)
         for name, allowed in chosen.items():
             scores = None
             if name in grown:
                 scores = np.empty((int(held_out.sum()), len(classes)), dtype=np.float32)
                 for code in range(len(classes)):
-                    matrix.set_info(label=(rows.label == code).astype(np.float32), weight=weight)
-                    booster = grow(matrix, _params(plan, threads, code), allowed, rounds, check)
-                    scores[:, code] = booster.predict(matrix)[held_out]  # from the cache of its training
+                    params = _params(plan, threads, code)
+                    gradients = Gradients(params, rows.label == code, rows.weight, held_out, mine=team.rows)
+                    booster = grow(matrix, gradients, allowed, rounds, check)
+                    own = booster.predict(matrix)[held_out[team.rows]]  # from the cache of its training
+                    scores[:, code] = team.joined(own, held_out)
                     booster.reset()
             variants.append(Variant(name=name, features=int(allowed.sum()), same_as=twins[name], rounds=rounds,
                                     learning_rate=_learning_rate(plan), scores=scores))  # fmt: skip
@@ -78,7 +84,7 @@ def grow_variants(
 
 
 def grow(
-    matrix: xgb.DMatrix, params: Mapping[str, object], allowed: np.ndarray, rounds: int, check: Callable[[], None]
+    matrix: xgb.DMatrix, gradients: Gradients, allowed: np.ndarray, rounds: int, check: Callable[[], None]
 ) -> xgb.Booster:
     """Grow a booster on some of the features, bool, shape (features,); the matrix keeps their weights.
 
@@ -94,9 +100,9 @@ def grow(
     else:
         matrix.set_info(feature_weights=np.where(allowed, _DRAWN, np.float32(0)))
         share = (count + 0.5) / total  # XGBoost draws int(share * total), in float32
-    booster = xgb.Booster({**params, "colsample_bytree": share}, [matrix])
+    booster = xgb.Booster({**gradients.params, "colsample_bytree": share}, [matrix])
     for done in range(rounds):
-        booster.update(matrix, done)
+        gradients.grow(booster, matrix, done)
         check()
     names = matrix.feature_names or [f"f{i}" for i in range(total)]
     used = booster.get_score(importance_type="weight").keys()
@@ -137,10 +143,9 @@ def _rounds(trained_rounds: int, boosters: int) -> int:
 
 @contextlib.contextmanager
 def _restored(matrix: xgb.DMatrix) -> Iterator[None]:
-    """Labels, weights and feature weights as they were, afterwards; also when the work is stopped."""
-    label, weight = matrix.get_label(), matrix.get_weight()
+    """The weights of the features as they were, afterwards; also when the work is stopped."""
     features = matrix.get_float_info("feature_weights")
     try:
         yield
     finally:
-        matrix.set_info(label=label, weight=weight, feature_weights=features)
+        matrix.set_info(feature_weights=features)

@@ -1,7 +1,8 @@
-"""Training on the one matrix: classes by changing labels, folds by 0/1 weights.
+"""Training on the one matrix: classes by other gradients, folds by 0/1 weights.
 
 A row with weight 0 is exactly an excluded row (FIELD_NOTES; tests/integration/test_training.py), so
-cross-validation needs no second matrix, and the held-out rows' scores come from the same matrix too.
+cross-validation needs no second matrix, and the held-out rows' scores come from the same matrix too. The rows of each
+tree are drawn in the same way.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ import xgboost as xgb
 from metabatch.options import Options
 from metabatch.rundir.manifests import Booster
 from metabatch.training.checkpoints import Saved, Slot, booster_blobs
+from metabatch.training.gradients import Gradients, RowKeys
 from metabatch.training.judge import SIZES, Judge, log_loss
 from metabatch.training.sizes import chosen_size
+from metabatch.training.team import Team, TeamSlot
 
 _FACTS = ("rounds", "trained_rounds", "stopped_early", "train_logloss", "held_out_logloss")
 _ARRAYS = ("scores", "curve_train", "curve_held_out")
+_ALONE = Team()
 _NO_SIZES = np.empty(0, dtype=np.float32)
 
 
@@ -50,11 +54,11 @@ class FoldResult:
 
 
 def booster_params(options: Options, settings: Booster, threads: int, seed: int) -> dict[str, object]:
-    """XGBoost parameters of every booster of the run."""
+    """XGBoost parameters of every booster of the run; the device is decided by then. `subsample` is for `Gradients`."""
     return {
         "objective": "binary:logistic",
         "tree_method": "hist",
-        "device": "cpu",
+        "device": options.device,
         "max_depth": options.max_depth,
         "learning_rate": options.learning_rate,
         "subsample": options.subsample,
@@ -70,8 +74,9 @@ def booster_params(options: Options, settings: Booster, threads: int, seed: int)
 
 def train_fold(
     matrix: xgb.DMatrix, params: dict[str, object], positive: np.ndarray, weight: np.ndarray, held_out: np.ndarray,
-    rounds: int, patience: int, on_round: Callable[[], None], slot: Slot | None = None, *, keep: bool = False,
-    soft: np.ndarray | None = None, sizes: Sequence[int] = (),
+    rounds: int, patience: int, on_round: Callable[[], None], slot: Slot | TeamSlot | None = None, *,
+    keep: bool = False, soft: np.ndarray | None = None, sizes: Sequence[int] = (), draw: RowKeys | None = None,
+    team: Team = _ALONE,
 ) -> FoldResult:  # fmt: skip
     """Train on the rows outside `held_out`; stop when the held-out log loss has not improved for the patience.
 
@@ -92,18 +97,24 @@ def train_fold(
         Labels in [0, 1] to train on instead of `positive`, by which the fold is judged all the same.
     sizes : sequence of int
         Numbers of trees at which the AP is wanted, and of which one is chosen: scores and model are of that size.
+    draw : RowKeys, optional
+        What the rows of a tree are drawn by (`subsample`); None: their order.
+    team : Team
+        `matrix` holds this worker's rows; the arrays are of the rows of all, and so is the outcome.
     """
     saved = slot.read() if slot else None
     if saved is not None and saved.finished:
         return _known(saved)
-    matrix.set_info(label=_label(positive, soft), weight=np.where(held_out, np.float32(0), weight))
-    judge = Judge(positive, weight, held_out, patience, sizes)
-    booster = _begin(params, matrix, saved)
+    every_held_out, mine = held_out, team.rows
+    gradients = Gradients(params, positive if soft is None else soft, weight, held_out, draw=draw, mine=mine)
+    positive, weight, held_out = positive[mine], weight[mine], held_out[mine]
+    judge = Judge(positive, weight, held_out, patience, sizes, team)
+    booster = _begin(gradients.params, matrix, saved)
     if saved is not None:
-        judge.resume(saved)
+        judge.resume(saved, lambda rounds: booster.predict(matrix, iteration_range=(0, rounds)))
     del saved
     while (trained := booster.num_boosted_rounds()) < rounds and not judge.is_over(trained):
-        booster.update(matrix, trained)
+        gradients.grow(booster, matrix, trained)
         judge.look(booster.predict(matrix), trained + 1)
         on_round()
         if slot:
@@ -117,9 +128,9 @@ def train_fold(
         rounds=judge.rounds,
         trained_rounds=trained,
         stopped_early=trained < rounds,
-        train_logloss=log_loss(judge.scores[kept], positive[kept], weight[kept]),
+        train_logloss=log_loss(judge.scores[kept], positive[kept], weight[kept], team),
         held_out_logloss=judge.loss,
-        scores=judge.scores[held_out],
+        scores=team.joined(judge.scores[held_out], every_held_out),
         **judge.curves(),
         **judge.sizes(),
         model=bytes(booster[: judge.rounds].save_raw("ubj")) if keep else None,
@@ -133,23 +144,22 @@ def train_fold(
 
 def train_final(
     matrix: xgb.DMatrix, params: dict[str, object], positive: np.ndarray, weight: np.ndarray | None,
-    rounds: int, on_round: Callable[[], None], slot: Slot | None = None, *, soft: np.ndarray | None = None,
+    rounds: int, on_round: Callable[[], None], slot: Slot | TeamSlot | None = None, *,
+    soft: np.ndarray | None = None, draw: RowKeys | None = None, team: Team = _ALONE,
 ) -> xgb.Booster:  # fmt: skip
     """Train on all rows for a fixed number of rounds.
 
-    `weight` None: on a matrix that never had weights; saves the memory of as many ones. `slot`, `soft`: as in
-    `train_fold`.
+    `weight` None: ones. `slot`, `soft`, `draw`, `team`: as
+    in `train_fold`.
     """
     saved = slot.read() if slot else None
     if saved is not None and saved.finished:
         return xgb.Booster({"nthread": params["nthread"]}, model_file=bytearray(saved.blobs["model"]))
-    matrix.set_info(label=_label(positive, soft))
-    if weight is not None:
-        matrix.set_info(weight=weight)
-    booster = _begin(params, matrix, saved)
+    gradients = Gradients(params, positive if soft is None else soft, weight, draw=draw, mine=team.rows)
+    booster = _begin(gradients.params, matrix, saved)
     del saved
     while (trained := booster.num_boosted_rounds()) < rounds:
-        booster.update(matrix, trained)
+        gradients.grow(booster, matrix, trained)
         on_round()
         if slot:
             slot.keep_growing(functools.partial(booster_blobs, booster), {"rounds_done": trained + 1})
@@ -157,10 +167,6 @@ def train_final(
     if slot:
         slot.keep_finished({"rounds_done": rounds}, model=booster.save_raw("ubj"))
     return booster
-
-
-def _label(positive: np.ndarray, soft: np.ndarray | None) -> np.ndarray:
-    return positive.astype(np.float32) if soft is None else soft
 
 
 def _begin(params: dict[str, object], matrix: xgb.DMatrix, saved: Saved | None) -> xgb.Booster:

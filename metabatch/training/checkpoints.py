@@ -29,7 +29,7 @@ from metabatch.rundir.publish import replace_file
 
 log = logging.getLogger(__name__)
 Blobs = dict[str, bytes | bytearray | memoryview]
-_MAGIC = "metabatch-checkpoint 2"
+_MAGIC = "metabatch-checkpoint 3"
 _NOTHING: Mapping[str, np.ndarray] = MappingProxyType({})
 # Writing a checkpoint may take this part of the time between two; slow ones are written less often.
 _SHARE = 0.01

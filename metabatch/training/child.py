@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sys
 import traceback
 
@@ -17,25 +18,35 @@ from metabatch.resources.process import follow_parent
 from metabatch.resources.signals import StopFlag, stop_on_signal
 from metabatch.training.job import Job, Report
 
+_NO_MEMORY = ("bad_alloc", "cannot allocate", "cudaerrormemoryallocation")
 _LONGEST = 8_000  # what a pipe holds is plenty; a message that lists ten thousand genes is cut
 
 
 def main() -> int:
+    answer = os.dup(1)
+    os.dup2(2, 1)  # libraries that write to stdout must not come into the report
     job = msgspec.json.decode(sys.argv[1], type=Job)
     follow_parent(job.parent)
+    follows = job.place is not None and job.place.rank > 0  # whoever leads says how far they are
     logging.basicConfig(
-        level=job.log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+        level=max(job.log_level, logging.WARNING) if follows else job.log_level,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
     )
     with stop_on_signal() as stop:  # from the start: Slurm's TERM comes to every process of the step
         report = attempt_report(job, stop)
-    sys.stdout.write(msgspec.json.encode(report).decode())
-    sys.stdout.flush()
+    os.write(answer, msgspec.json.encode(report))  # less than a pipe holds: in one piece
     return report.exit_code
 
 
 def attempt_report(job: Job, stop: StopFlag) -> Report:
     """Do the work and say how it went; only a bug leaves a traceback (on stderr)."""
     try:
+        if job.rung is not None and job.rung.workers and job.place is None:
+            from metabatch.training.distributed import lead
+
+            return lead(job, stop)
         from metabatch.training.attempt import attempt
 
         return attempt(job, stop)
@@ -62,7 +73,7 @@ def attempt_report(job: Job, stop: StopFlag) -> Report:
 def _is_allocation(error: Exception) -> bool:
     """XGBoost's own errors are all of one type: what it could not allocate stands in the text."""
     text = str(error).lower()
-    return type(error).__name__ == "XGBoostError" and ("bad_alloc" in text or "cannot allocate" in text)
+    return type(error).__name__ == "XGBoostError" and any(said in text for said in _NO_MEMORY)
 
 
 if __name__ == "__main__":

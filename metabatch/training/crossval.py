@@ -21,11 +21,13 @@ from metabatch.training.boosters import FoldResult, booster_params, recommended_
 from metabatch.training.checkpoints import Slot
 from metabatch.training.matrix import Rows
 from metabatch.training.sizes import size_record, sizes_to_try
+from metabatch.training.team import Team, TeamSlot
 
 if TYPE_CHECKING:
     from metabatch.analysis.ablation import Variant
 
 log = logging.getLogger(__name__)
+_ALONE = Team()
 _CURVE_POINTS = 100  # of a fold in metrics.json
 
 
@@ -78,7 +80,8 @@ def booster_seed(plan_seed: int, instance: int, code: int, fold: int) -> int:
 def cross_validate(
     matrix: xgb.DMatrix, rows: Rows, fold: np.ndarray, plan: Plan, instance: int, threads: int,
     on_round: Callable[[], None], on_saved: Callable[[int], None], on_fold: Callable[[], None],
-    slot_of: Callable[[int, int, Mapping[str, object]], Slot], *, prefer: Sequence[int] = (),
+    slot_of: Callable[[int, int, Mapping[str, object]], Slot | TeamSlot], *,
+    team: Team = _ALONE, prefer: Sequence[int] = (),
 ) -> CrossValidation:  # fmt: skip
     """Train every class on every fold.
 
@@ -92,6 +95,8 @@ def cross_validate(
         Told when a fold of a class is through.
     slot_of : callable
         Class, fold, parameters -> where its booster is kept.
+    team : Team
+        Whose rows `matrix` holds; the arrays are of the rows of all.
     prefer : sequence of int
         Folds, the one whose model is best kept for the analyses first; others come after, by number.
     """
@@ -119,6 +124,7 @@ def cross_validate(
                 matrix, params, positive, rows.weight, held_out, limit, patience, on_round, slot,
                 keep=number == keep[code], soft=rows.soft_of(code),
                 sizes=sizes_to_try(limit) if number == keep[code] and plan.teacher is not None else (),
+                draw=rows.keys, team=team,
             )  # fmt: skip
             if len(outcome.size_trees):
                 result.sizes[name] = size_record(outcome.size_trees, outcome.size_ap, number)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from metabatch.data.hashing import Hasher
 from metabatch.models.linear import Linear
 from metabatch.training.boosters import FoldResult, recommended_rounds
 from metabatch.training.checkpoints import Saved
@@ -102,6 +103,18 @@ def final_line(epochs: Epochs, rounds: Sequence[int]) -> Linear:
         np.stack([line.coefficients[c] for c, line in enumerate(kept)]),
         np.array([line.intercepts[c] for c, line in enumerate(kept)]),
     )  # fmt: skip
+
+
+def unhashed(line: Linear, hasher: Hasher) -> Linear:
+    """The same line over the features as they were before hashing; of a hashed k-mer mean 0 and scale 1."""
+    mean, scale = np.zeros(len(hasher.names)), np.ones(len(hasher.names))
+    coefficients = np.zeros((len(line.intercepts), len(hasher.names)))
+    own = len(hasher.own)
+    mean[hasher.own], scale[hasher.own] = line.mean[:own], line.scale[:own]
+    coefficients[:, hasher.own] = line.coefficients[:, :own]
+    slopes = line.coefficients[:, own:] / line.scale[own:]
+    coefficients[:, hasher.wide] = (hasher.signs @ slopes.T).T
+    return Linear(hasher.names, mean, scale, coefficients, line.intercepts - slopes @ line.mean[own:])
 
 
 def _as_array(line: Linear) -> np.ndarray:

@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import shutil
-import signal
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -26,9 +25,10 @@ from metabatch.errors import (
     OwnedError,
     UsageError,
 )
+from metabatch.resources.law import BESIDE_BYTES
 from metabatch.resources.limits import Limit, cpu_limits, memory_limits
 from metabatch.resources.signals import StopFlag, stop_on_signal
-from metabatch.resources.supervise import ChildEnd, supervise
+from metabatch.resources.supervise import supervise
 from metabatch.rundir.attempts import read_attempts
 from metabatch.rundir.fingerprint import open_plan
 from metabatch.rundir.layout import InstanceDir, RunDir
@@ -37,12 +37,10 @@ from metabatch.rundir.lock import remove_leftovers
 from metabatch.rundir.manifests import Plan, PlannedInstance
 from metabatch.rundir.markers import check_stage, is_marked
 from metabatch.rundir.scratch import remove_dead_folders
-from metabatch.training.job import CHECKPOINT_SECONDS, Job, Report
+from metabatch.training.job import CHECKPOINT_SECONDS, Job, Report, report_of
 from metabatch.training.ladder import Rung, predicted_peak, rungs
 
 log = logging.getLogger(__name__)
-# Signals that somebody sends, against those of a crash.
-_SENT = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
 _CLOSE, _DEATHS = 0.9, 3
 _ERRORS: dict[int, type[MetabatchError]] = {
     e.exit_code: e for e in (UsageError, InputError, BudgetError, OwnedError, InterruptedRunError)
@@ -63,7 +61,7 @@ class InstanceResult:
 
 def train_instance(
     run: RunDir, index: int, *, threads: int | None = None, force: bool = False,
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS, scheduler: str | None = None, listen: str | None = None,
 ) -> InstanceResult:  # fmt: skip
     """Train instance `index` of a planned run.
 
@@ -73,6 +71,10 @@ def train_instance(
         Also when it is done, and without what was kept of it.
     checkpoint_seconds : float
         How often the growing booster is kept (see `metabatch.training.checkpoints`).
+    scheduler, listen : str, optional
+        Of a distributed plan: the Dask scheduler to use (an address, or its scheduler file; default: workers are
+        started here), and the address where the workers find each other (default: loopback, or this machine's address
+        in the scheduler's network).
 
     Raises
     ------
@@ -94,11 +96,17 @@ def train_instance(
             expected=f"0 to {len(plan.instances) - 1}",
             where=str(run.plan),
         )
+    if plan.strategy != "distributed" and (scheduler or listen):
+        raise UsageError(
+            f"{'--dask-scheduler' if scheduler else '--listen'} decides nothing for --strategy {plan.strategy}",
+            next_step="leave it out",
+        )
     instance = run.instance(index)
     if not force and _is_done(instance, plan):
         tidy(instance.root, instance)
         return InstanceResult(index, already=True)
-    limit = _effective(plan, memory_limits()[0])
+    # Of workers elsewhere each looks at its own machine's memory.
+    limit = _effective(plan, memory_limits()[0] if scheduler is None else None)
     with hold(instance, plan.fingerprint) as lease, stop_on_signal() as stop:
         if not force and _is_done(instance, plan):  # somebody else finished it while we waited
             return InstanceResult(index, already=True)
@@ -109,15 +117,17 @@ def train_instance(
             run=str(run.root.resolve()), index=index, rung=None, threads=count,
             parent=os.getpid(), token=lease.token, checkpoint_seconds=checkpoint_seconds,
             predicted_peak_bytes=0, limit_bytes=limit.bytes, limit_source=limit.source,
-            log_level=logging.getLogger().getEffectiveLevel(),
+            log_level=logging.getLogger().getEffectiveLevel(), scheduler=scheduler, listen=listen,
         )  # fmt: skip
-        log.info("memory: at most %s (%s); %d threads (%s)", _gb(limit.bytes), limit.source, job.threads, why)
+        log.info(
+            "memory: at most %s (%s); threads: %s", _gb(limit.bytes), limit.source, f"{count} ({why})" if count else why
+        )
         return _descend(plan, plan.instances[index], instance, lease, job, limit, stop, fresh=force)
 
 
-def _effective(plan: Plan, here: Limit) -> Limit:
+def _effective(plan: Plan, here: Limit | None) -> Limit:
     """The memory an attempt may use: what can be had here, and no more than the plan's budget."""
-    if here.bytes <= plan.budget.bytes:
+    if here is not None and here.bytes <= plan.budget.bytes:
         return here
     return Limit(plan.budget.bytes, f"the plan's budget: {plan.budget.source}")
 
@@ -126,6 +136,8 @@ def _threads(plan: Plan, asked: int | None) -> tuple[int, str]:
     """Threads and where the number comes from; the plan's own, made elsewhere, not beyond the CPUs here."""
     if asked:
         return asked, "--threads"
+    if plan.strategy == "distributed" and not plan.options.threads:
+        return 0, "for each worker as many as it may use CPUs"
     here = cpu_limits()[0]
     if plan.options.threads and plan.options.threads <= here.count:
         return plan.options.threads, "the plan's --threads"
@@ -154,14 +166,14 @@ def _descend(
     for rung in ladder:
         predicted = predicted_peak(plan.memory_law, rung, planned)
         if rung.name in too_much:
-            message = "took too much memory before, with no less than can be had now"
-            log.info("instance %d: %s %s", planned.index, rung.name, message)
-            lease.skip(rung.name, predicted, limit.bytes, message)
+            before = "took too much memory before, with no less than can be had now"
+            log.info("instance %d: %s %s", planned.index, rung.name, before)
+            lease.skip(rung.name, predicted, limit.bytes, before)
             needed = max(predicted, limit.bytes)
             continue
-        if predicted > limit.bytes:
+        message = _not_to_be_had(rung, predicted, limit, job)
+        if message is not None:
             needed = predicted
-            message = f"predicted {_gb(predicted)}, {_gb(limit.bytes)} can be had ({limit.source})"
             log.warning("instance %d: %s does not fit: %s", planned.index, rung.name, message)
             lease.skip(rung.name, predicted, limit.bytes, message)
             continue
@@ -185,6 +197,20 @@ def _descend(
         next_step=(f"give the job --mem={math.ceil(more / 2**20)}M, or " if job_may_help else "")
         + f"plan again with --max-memory-per-instance-gb {math.ceil(more / 2**30)} or more",
     )
+
+
+def _not_to_be_had(rung: Rung, predicted: int, limit: Limit, job: Job) -> str | None:
+    """Why there is too little memory for a rung, or None; of workers made here, for all of them."""
+    if predicted > limit.bytes:
+        return f"predicted {_gb(predicted)}, {_gb(limit.bytes)} can be had ({limit.source})"
+    if rung.workers and job.scheduler is None:
+        here, needed = memory_limits()[0], rung.workers * (predicted + BESIDE_BYTES)
+        if needed > here.bytes:
+            return (
+                f"{rung.workers} workers need {_gb(needed)} on this machine, {_gb(here.bytes)} can be had "
+                f"({here.source}); other machines: jobs/train-distributed.sh, or --dask-scheduler"
+            )
+    return None
 
 
 def _known_too_much(instance: InstanceDir, plan: Plan, limit: Limit, ladder: Sequence[Rung]) -> set[str]:
@@ -235,7 +261,7 @@ def _attempt(instance: InstanceDir, lease: Lease, job: Job, rung: Rung, budget: 
         message = "the heartbeat could not be written, so that somebody else might have begun; nobody has"
         lease.end("interrupted", end.peak_bytes, message)
         raise InterruptedRunError(f"instance {job.index}: {message}", next_step="run the same command again")
-    report = _report_of(end)
+    report = report_of(end)
     peak = max(end.peak_bytes, report.measured_peak_bytes if report.outcome == "done" else 0)
     lease.end(report.outcome, peak, report.message)
     if report.outcome == "done":
@@ -244,26 +270,6 @@ def _attempt(instance: InstanceDir, lease: Lease, job: Job, rung: Rung, budget: 
         log.warning("instance %d: %s: %s", job.index, rung.name, report.message)
         return None
     raise _error_of(report)
-
-
-def _report_of(end: ChildEnd) -> Report:
-    """What the child says of itself, or, when it had no time to, what its end says."""
-    if end.over_budget:
-        return Report(outcome="over-budget", exit_code=4, message=f"reached {_gb(end.peak_bytes)} and was stopped")
-    if end.out_of_memory:
-        return Report(
-            outcome="out-of-memory", exit_code=4, message=f"killed by the kernel's OOM killer at {_gb(end.peak_bytes)}"
-        )
-    try:
-        return msgspec.json.decode(end.output, type=Report)
-    except msgspec.MsgspecError:
-        if -end.code in _SENT:
-            message = f"the training process was killed by signal {-end.code}, not for memory"
-            return Report(outcome="killed", exit_code=75, message=message, next_step="run the same command again")
-        if end.code < 0:  # a fault of its own: to run it again would end the same way
-            message = f"the training process crashed (signal {-end.code}, {signal.strsignal(-end.code)})"
-            return Report(outcome="failed", exit_code=70, message=message)
-        return Report(outcome="failed", exit_code=70, message=f"the training process ended with status {end.code}")
 
 
 def _error_of(report: Report) -> Exception:

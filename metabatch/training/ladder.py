@@ -22,6 +22,7 @@ class Rung(msgspec.Struct, frozen=True):
     """How to train. `batch_rows`: most rows of a batch that is read; `parts`: the genes are trained in so many parts.
 
     linear : linear models; their own batch is the plan's, as it decides them.
+    workers : processes that train together, each on a share of the rows; 0: this one alone.
     """
 
     name: str
@@ -29,12 +30,20 @@ class Rung(msgspec.Struct, frozen=True):
     batch_rows: int
     parts: int = 1
     linear: bool = False
+    workers: int = 0
 
 
 def rungs(plan: Plan, planned: PlannedInstance) -> list[Rung]:
     """From the planned way of training down to the cheapest; of linear models there is one."""
+    if plan.strategy == "distributed":
+        workers = plan.options.workers
+        inside = Rung("distributed", external=False, batch_rows=WHOLE_GROUP_ROWS, workers=workers)
+        outside = Rung("distributed, external", external=True, batch_rows=PIECE_ROWS, workers=workers)
+        return [inside, outside] if planned.batch_rows > PIECE_ROWS else [outside]
     if plan.strategy == "incremental":
         return [Rung("incremental", external=False, batch_rows=WHOLE_GROUP_ROWS, linear=True)]
+    if plan.options.device == "cuda":  # not on the CPU unless told so
+        return [Rung("in-memory", external=False, batch_rows=WHOLE_GROUP_ROWS)]
     found = [Rung("external, small batches", external=True, batch_rows=PIECE_ROWS)]
     if planned.batch_rows > PIECE_ROWS:
         found.insert(0, Rung("external", external=True, batch_rows=WHOLE_GROUP_ROWS))
@@ -55,6 +64,8 @@ def predicted_peak(law: MemoryLaw, rung: Rung, planned: PlannedInstance) -> int:
     """What the law says of a rung, bytes."""
     if rung.linear:
         return law.incremental(planned.rows, planned.batch_rows)
+    if rung.workers:
+        return law.distributed(planned.rows, rung.workers, rung.batch_rows, external=rung.external)
     if rung.external:
         return law.external(planned.rows, rung.batch_rows, rung.parts)
     return law.in_memory(planned.rows, planned.genes)

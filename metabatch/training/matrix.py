@@ -27,6 +27,7 @@ from metabatch.errors import InputError
 from metabatch.resources.usage import trim_memory
 from metabatch.rundir.manifests import Columns
 from metabatch.rundir.scratch import page_folder, private_folder
+from metabatch.training.gradients import RowKeys
 
 log = logging.getLogger(__name__)
 type Batch = pa.Table | np.ndarray
@@ -40,6 +41,7 @@ class Rows:
     weight : float32, shape (n,); ones (that take no memory) when there is no weight column.
     genes : list of str, sorted.
     batches : list of tuples of int; rows of the tables that make each batch of the matrix, as they were read.
+    number : uint32, shape (n,); of the row in its gene; None where the rows come from elsewhere than files.
     soft : float32, shape (n, k), in [0, 1]: a student's soft labels, which its boosters are trained on; everything is
         judged by `label`.
     """
@@ -49,7 +51,13 @@ class Rows:
     weight: np.ndarray
     genes: list[str]
     batches: list[tuple[int, ...]]
+    number: np.ndarray | None = None
     soft: np.ndarray | None = None
+
+    @property
+    def keys(self) -> RowKeys | None:
+        """What the rows of a tree are drawn by."""
+        return None if self.number is None else RowKeys(self.gene, self.number)
 
     def __len__(self) -> int:
         return len(self.gene)
@@ -72,11 +80,13 @@ def read_rows(
     wanted = [columns.group, columns.label, *([columns.weight] if columns.weight else [])]
     codes = pl.DataFrame({"g": list(genes)}).with_row_index("code")
     narrow = pl.UInt16 if len(genes) <= 2**16 else pl.UInt32
-    found, labels, weights = [], [], []
+    found, labels, weights, numbers = [], [], [], []
+    seen = np.zeros(len(genes), dtype=np.uint32)
     for table in Reader(pieces, wanted, columns.group, batch_rows, count=count):
         gene = pl.Series("g", pl.from_arrow(as_text(table.column(columns.group)))).to_frame()
         here = gene.join(codes, on="g", how="left", maintain_order="left")["code"]
         found.append(here.cast(narrow).to_numpy())
+        numbers.append(_numbered(found[-1], seen))
         labels.append(label_codes(table, columns))
         if columns.weight:
             weights.append(as_numpy(table.column(columns.weight)).astype(np.float32))
@@ -92,7 +102,18 @@ def read_rows(
         weight=np.concatenate(weights) if weights else np.broadcast_to(np.float32(1), len(gene_codes)),
         genes=[genes[i] for i in present],
         batches=joined((len(part) for part in found), batch_rows),
+        number=np.concatenate(numbers),
     )
+
+
+def _numbered(gene: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """The number of each row in its gene, uint32; `seen`: rows of each gene so far, which is brought up to date."""
+    order = np.argsort(gene, kind="stable")
+    own, first, rows = np.unique(gene[order], return_index=True, return_counts=True)
+    number = np.empty(len(gene), dtype=np.uint32)
+    number[order] = np.arange(len(gene)) + np.repeat(seen[own].astype(np.int64) - first, rows)
+    seen[own] += rows.astype(np.uint32)
+    return number
 
 
 class Batches(xgb.DataIter):
@@ -131,8 +152,7 @@ class Batches(xgb.DataIter):
         if batch is None:
             trim_memory()  # of the batches, before XGBoost makes its index by columns
             return False
-        # A label per row is required to be there; the real ones are set later for each class.
-        input_data(data=batch, label=np.zeros(batch.shape[0], dtype=np.float32), feature_names=self._names)
+        input_data(data=batch, feature_names=self._names)  # labels and weights are in the gradients
         return True
 
 

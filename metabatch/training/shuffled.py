@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from metabatch.data.batches import Piece, Reader, RowCount, ahead
+from metabatch.data.hashing import Hasher
 from metabatch.data.matrices import as_matrix
 from metabatch.data.preprocess import Preprocessor
 from metabatch.resources.law import LINEAR_ROWS
@@ -22,15 +23,18 @@ class ShuffledRows:
         Of the data set; named in errors.
     on_rows : callable
         Told the rows of every matrix made; raises to stop.
+    hasher : Hasher, optional
+        Makes the matrices narrower.
     """
 
     def __init__(
         self, pieces: Sequence[Piece], prepare: Preprocessor, group_column: str, where: str, count: RowCount,
-        on_rows: Callable[[int], None],
+        on_rows: Callable[[int], None], hasher: Hasher | None = None,
     ) -> None:  # fmt: skip
         self._pieces, self._prepare, self._group_column, self._where = list(pieces), prepare, group_column, where
         self._count, self._on_rows = count, on_rows
-        self.features = [f.name for f in prepare.features]
+        self._hasher, self._names = hasher, [f.name for f in prepare.features]
+        self.features = self._names if hasher is None else hasher.features
 
     def __len__(self) -> int:
         return len(self._pieces)
@@ -44,10 +48,11 @@ class ShuffledRows:
 
     def _matrices(self, order: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
         for number in order:
-            for table in Reader([self._pieces[number]], self.features, self._group_column, count=self._count):
+            for table in Reader([self._pieces[number]], self._names, self._group_column, count=self._count):
                 batch = self._prepare.transform(table, where=self._where)
                 for start in range(0, batch.num_rows, LINEAR_ROWS):
-                    yield number, as_matrix(batch.slice(start, LINEAR_ROWS))
+                    rows = as_matrix(batch.slice(start, LINEAR_ROWS))
+                    yield number, rows if self._hasher is None else self._hasher.hashed(rows)
                     self._on_rows(min(LINEAR_ROWS, batch.num_rows - start))
                 del table, batch  # before the next one is decoded
 

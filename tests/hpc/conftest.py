@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Outcome
+from tests.conftest import ROOT, Outcome, own_cluster
 
 SCRIPTS = Path(os.environ.get("METABATCH_HPC", ROOT.parent / "shared" / "hpc"))
 USER = "hpcuser"
@@ -143,6 +143,9 @@ def sif(image: str, installed: tuple[Path, Path, dict[str, str]]) -> Path:
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[None]:
     """Three nodes; started for the tests and stopped after them."""
+    del os.environ["SLURM_CONF"]  # of the tests that have no cluster
+    if own_cluster is not None:
+        os.environ["SLURM_CONF"] = own_cluster
     tool("slurm-up.sh")
     yield
     subprocess.run([SCRIPTS / "slurm-down.sh"], capture_output=True, check=False)

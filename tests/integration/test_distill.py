@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from tests.conftest import (
     NO_ANALYSES,
     at_work,
     kill_tree,
+    models,
     plan_of,
     small_table,
     start,
@@ -74,11 +74,6 @@ def rows_of(gene: str, plan: dict[str, Any]) -> pl.DataFrame:
 def soft_labels(run: Path, gene: str) -> np.ndarray:
     table = pl.read_parquet(run / "soft_labels.parquet").filter(pl.col("gene_id") == gene)
     return table.select(f"{c}_soft" for c in CLASSES).to_numpy()
-
-
-def models(run: Path) -> dict[str, str]:
-    files = [*(run / "instances/00/model").iterdir(), run / "instances/00/oof.parquet"]
-    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
 def taught(said: np.ndarray, gene: str, plan: dict[str, Any], share: float = 0.9) -> np.ndarray:

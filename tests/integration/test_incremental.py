@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import json
 from pathlib import Path
 
@@ -11,7 +11,20 @@ import polars as pl
 import pytest
 
 import metabatch
-from tests.conftest import DEMO, NO_ANALYSES, at_work, kill_tree, plan_of, start, succeed, train_all, wait_until
+from tests.conftest import (
+    DEMO,
+    NO_ANALYSES,
+    at_work,
+    kill_tree,
+    models,
+    plan_of,
+    small_table,
+    start,
+    succeed,
+    train_all,
+    wait_until,
+    write_table,
+)
 
 WORDS = ("--strategy", "incremental", "--holdout-fraction", "0.3", "--n-folds", "3", "--batch-size", "2000")
 
@@ -22,12 +35,6 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("lines") / "run"
     succeed("run-all", "--quiet", *WORDS, DEMO, run)
     return run
-
-
-def models(run: Path) -> dict[str, str]:
-    instance = run / "instances/00"
-    files = [*(instance / "model").iterdir(), instance / "oof.parquet"]
-    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
 def read(file: Path) -> dict:
@@ -135,6 +142,38 @@ def test_the_batch_is_what_the_budget_holds_and_that_is_said(tmp_path: Path) -> 
     assert "already planned" in succeed("plan", *words).out
     refused = start("plan", "--strategy", "incremental", "--max-memory-per-instance-gb", "0.2", DEMO, tmp_path / "no")
     assert refused.code == 4
+    assert not (tmp_path / "no").exists()
+
+
+def test_wide_kmers_are_hashed_into_as_many_columns_as_asked_for_and_the_model_is_of_the_kmers(tmp_path: Path) -> None:
+    """As many 6-mers as other features, and one of them tells the donors; budgets are of the narrower rows."""
+    rng = np.random.default_rng(2)
+    table = small_table(genes=30, rows=200)
+    donors = (table["splice_type"] == "donor").to_numpy()
+    kmers = ["".join(bases) for bases in itertools.islice(itertools.product("ACGT", repeat=6), 600)]
+    counts = {f"6mer_{k}": rng.poisson(0.03, len(donors)).astype(np.uint8) for k in kmers}
+    counts["6mer_AAACGT"] += np.uint8(3) * donors
+    data = write_table(tmp_path / "data", table.with_columns(**{n: pl.Series(v) for n, v in counts.items()}))
+    words = ("--strategy", "incremental", "--holdout-fraction", "0.3", "--n-folds", "2", "--epochs", "4", *NO_ANALYSES)
+    run, plain = tmp_path / "run", tmp_path / "plain"
+    succeed("run-all", "--quiet", *words, "--hash-kmers", "64", data, run)
+    succeed("plan", "--quiet", *words, data, plain)
+    narrow, wide = plan_of(run), plan_of(plain)
+    assert wide["memory_law"]["features"] - narrow["memory_law"]["linear_width"] == 600 - 64
+    assert narrow["instances"][0]["predicted_peak_bytes"] < wide["instances"][0]["predicted_peak_bytes"]
+    usage = read(run / "instances/00/resource_usage.json")
+    assert usage["measured_peak_bytes"] < 1.1 * usage["predicted_peak_bytes"]
+    assert read(run / "evaluation/metrics.json")["meta"]["donor"]["ap"] > 0.9
+    lines = pl.read_parquet(run / "instances/00/model/linear.parquet")
+    assert lines.height == wide["memory_law"]["features"] + 1
+    steepest = lines.sort(pl.col("coefficient_donor").abs() / pl.col("scale"), descending=True)["feature"]
+    assert "6mer_AAACGT" in steepest.head(20).to_list()  # with those that share its column
+    assert "wide k-mers hashed into 64" in (run / "evaluation/report.html").read_text()
+    for number in ("600", "2000"):
+        refused = start("plan", *words, "--hash-kmers", number, data, tmp_path / "no")
+        assert refused.code == 2
+        assert "600 feature(s) are k-mers of 6 bases or more" in refused.err
+    assert start("plan", "--hash-kmers", "64", data, tmp_path / "no").code == 2
     assert not (tmp_path / "no").exists()
 
 

@@ -289,17 +289,6 @@ def test_a_child_dies_with_its_supervisor(at_work: tuple[Path, subprocess.Popen[
     assert gone
 
 
-def test_memory_is_flat_from_fold_to_fold(unlimited: Path, tmp_path: Path, wide: Path) -> None:
-    run = tmp_path / "run"
-    succeed("plan", "--quiet", "--strategy", "single", "--n-folds", "5", "--n-estimators", "3",
-            "--holdout-fraction", "0", *NO_ANALYSES, wide, run)  # fmt: skip
-    succeed("train-instance", "--quiet", run, "0")
-    after = json.loads((run / "instances/00/resource_usage.json").read_text())["after_fold_bytes"]
-    assert len(after) == 3 * 5
-    assert min(after) > 200 << 20  # the matrix is in it
-    assert max(after[1:]) - min(after[1:]) < 8 << 20, [a >> 20 for a in after]
-
-
 def test_every_phase_reads_the_rows_of_the_sampled_genes_and_says_how_many(tmp_path: Path) -> None:
     """One gene a row group, so that no row of another gene has to be decoded."""
     data, run = tmp_path / "data", tmp_path / "run"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -50,11 +51,12 @@ def plan_of_demo_needs_no_trial(tmp_path: Path) -> bool:
     return plan_of(tmp_path / "demo")["probe"] is None
 
 
-def test_training_says_which_limit_counts(trained: Path) -> None:
-    said = start("train-instance", "--force", trained, "0", env={"SLURM_MEM_PER_NODE": "3000"})
+def test_training_says_which_limit_counts(trained: Path, copy_of: Callable[[Path], Path]) -> None:
+    run = copy_of(trained)
+    said = start("train-instance", "--force", run, "0", env={"SLURM_MEM_PER_NODE": "3000"})
     assert said.code == 0, said.err
     assert "SLURM_MEM_PER_NODE=3000" in said.err
-    usage = json.loads((trained / "instances/00/resource_usage.json").read_text())
+    usage = json.loads((run / "instances/00/resource_usage.json").read_text())
     assert usage["limit_bytes"] == 3000 << 20
     assert usage["measured_peak_bytes"] == usage["peak_rss_bytes"] >= usage["peak_anonymous_bytes"] > 50 << 20
 

@@ -23,17 +23,13 @@ from tests.conftest import (
     at_work,
     plan_of,
     small_table,
+    snapshot,
     start,
     succeed,
     wait_for,
     wait_until,
     write_table,
 )
-
-
-def snapshot(run: Path) -> dict[str, tuple[int, int]]:
-    files = (p for p in run.rglob("*") if p.is_file())
-    return {str(p.relative_to(run)): (p.stat().st_mtime_ns, p.stat().st_size) for p in files}
 
 
 def test_every_finished_command_does_nothing_and_says_so(trained: Path) -> None:

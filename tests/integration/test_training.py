@@ -21,7 +21,7 @@ from metabatch.options import Options
 from metabatch.rundir.fingerprint import open_plan
 from metabatch.rundir.layout import RunDir
 from metabatch.rundir.tables import instance_genes, read_cuts, read_features, read_segments
-from metabatch.training.boosters import booster_params, train_fold
+from metabatch.training.boosters import booster_params, train_final, train_fold
 from metabatch.training.matrix import build_matrix, read_rows
 from tests.conftest import DEMO, NO_ANALYSES, QUICK, plan_of, small_table, succeed, train_all, write_table
 
@@ -50,8 +50,7 @@ def test_folds_by_weight_zero_equal_training_on_the_subset_tree_for_tree(trained
         max_bin=256, threads=2, where="test", count=RowCount(), on_batch=lambda _: None, batch_rows=32_768,
     ) as matrix:  # fmt: skip
         fold = train_fold(matrix, params, positive, rows.weight, held_out, 20, 0, lambda: None)
-        matrix.set_info(label=positive.astype(np.float32), weight=np.where(held_out, np.float32(0), rows.weight))
-        by_weight = xgb.train(params, matrix, num_boost_round=20)
+        by_weight = train_final(matrix, params, positive, np.where(held_out, 0, rows.weight), 20, lambda: None)
         # The subset alone, quantised with the cuts of the whole matrix.
         kept_names = [g for i, g in enumerate(rows.genes) if i % 5]
         batches = [
@@ -63,15 +62,14 @@ def test_folds_by_weight_zero_equal_training_on_the_subset_tree_for_tree(trained
         )
         assert sum(b.num_rows for b in batches) == len(kept)
         subset = xgb.QuantileDMatrix(_Once(batches), ref=matrix, max_bin=256)
-        subset.set_info(label=(kept.label == 1).astype(np.float32), weight=kept.weight)
-        on_subset = xgb.train(params, subset, num_boost_round=20)
+        on_subset = train_final(subset, params, kept.label == 1, kept.weight, 20, lambda: None)
         assert by_weight.get_dump(dump_format="json") == on_subset.get_dump(dump_format="json")
         assert np.array_equal(by_weight.predict(matrix), on_subset.predict(matrix))
         assert np.array_equal(fold.scores, on_subset.predict(matrix)[held_out])
         fast = params | {"learning_rate": 0.9}
         stopped = train_fold(matrix, fast, positive, rows.weight, held_out, 100, 3, lambda: None)
         assert stopped.stopped_early
-        up_to_best = xgb.train(fast, matrix, num_boost_round=stopped.rounds)
+        up_to_best = train_final(subset, fast, kept.label == 1, kept.weight, stopped.rounds, lambda: None)
         assert np.array_equal(stopped.scores, up_to_best.predict(matrix)[held_out])
 
 
@@ -160,14 +158,18 @@ def test_tables_in_small_row_groups_make_few_pages_and_the_same_model(tmp_path: 
     assert pages == [[20_000], [16_300, 3_700], [9_000, 11_000]]
 
 
-def test_folds_cost_no_memory(tmp_path: Path, wide: Path) -> None:
+def test_folds_cost_no_memory_and_leave_none_behind(tmp_path: Path, wide: Path) -> None:
     peaks = []
     for name, words in (("none", ("--n-folds", "0", "--calibration", "none")), ("five", ("--n-folds", "5"))):
         run = tmp_path / name
-        succeed("plan", "--quiet", *words, *NO_ANALYSES, "--n-estimators", "1", "--holdout-fraction", "0", wide, run)
+        succeed("plan", "--quiet", *words, *NO_ANALYSES, "--n-estimators", "2", "--holdout-fraction", "0", wide, run)
         succeed("train-instance", "--quiet", run, "0")
         usage = json.loads((run / "instances/00/resource_usage.json").read_text())
         peaks.append(usage["measured_peak_bytes"])
+    after = usage["after_fold_bytes"]
+    assert len(after) == 3 * 5
+    assert min(after) > 200 << 20  # the matrix is in it
+    assert max(after[1:]) - min(after[1:]) < 8 << 20, [a >> 20 for a in after]
     matrix = 2.25 * 150_000 * 600
     assert peaks[0] > 250e6 + matrix  # a second matrix would stand out
     assert peaks[1] <= 1.1 * peaks[0], f"{peaks[0] >> 20} and {peaks[1] >> 20} MiB"

@@ -21,6 +21,7 @@ from metabatch.options import Options
 from metabatch.rundir.manifests import Booster, Feature
 from metabatch.training.ablation import grow, grow_variants
 from metabatch.training.boosters import booster_params
+from metabatch.training.gradients import Gradients
 from metabatch.training.matrix import Rows
 from tests.conftest import DEMO
 
@@ -99,6 +100,13 @@ def matrix(request: pytest.FixtureRequest, table: Table, tmp_path: Path) -> Iter
     yield xgb.ExtMemQuantileDMatrix(source, max_bin=64, nthread=2, ref=table.matrix())
 
 
+def trained(matrix: xgb.DMatrix, gradients: Gradients, rounds: int) -> xgb.Booster:
+    booster = xgb.Booster(gradients.params, [matrix])
+    for done in range(rounds):
+        gradients.grow(booster, matrix, done)
+    return booster
+
+
 def trees(booster: xgb.Booster) -> list[str]:
     return booster.get_dump(with_stats=True, dump_format="json")
 
@@ -111,11 +119,9 @@ def test_a_variant_grows_the_trees_of_a_table_without_the_other_features(
     allowed = np.isin(groups, VARIANTS[variant])
     params = booster_params(plan(subsample=1.0).options, plan().booster, 2, 5)
     positive = (table.label == 1).astype(np.float32)
-    matrix.set_info(label=positive, weight=table.weight)
-    booster = grow(matrix, params, allowed, 30, lambda: None)
+    booster = grow(matrix, Gradients(params, positive, table.weight), allowed, 30, lambda: None)
     reduced = table.matrix(allowed)
-    reduced.set_info(label=positive, weight=table.weight)
-    alone = xgb.train(params | {"colsample_bytree": 1.0}, reduced, 30)
+    alone = trained(reduced, Gradients(params | {"colsample_bytree": 1.0}, positive, table.weight), 30)
     assert trees(booster) == trees(alone)  # by feature names
     assert set(booster.get_score()) <= {n for n, may in zip(NAMES, allowed, strict=True) if may}
     assert np.array_equal(booster.predict(matrix), alone.predict(reduced))
@@ -128,12 +134,14 @@ def test_exactly_the_allowed_features_are_drawn_whatever_their_number(total: int
     values = rng.normal(size=(60, total)).astype(np.float32)
     values[:, -1] = values[:, 0] > 0  # what is left out is the best feature of all
     matrix = xgb.QuantileDMatrix(values, label=values[:, -1], max_bin=8, nthread=1)
-    params = {"max_depth": 2, "nthread": 1, "objective": "binary:logistic", "tree_method": "hist", "max_bin": 8}
+    params = {"max_depth": 2, "nthread": 1, "objective": "binary:logistic", "tree_method": "hist", "max_bin": 8,
+              "base_score": 0.5, "seed": 0, "subsample": 1.0}  # fmt: skip
+    gradients = Gradients(params, values[:, -1], None)
     for count in {1, total // 3, total // 2, total - 1}:
         allowed = np.arange(total) < count
-        booster = grow(matrix, params, allowed, 30, lambda: None)
-        alone = xgb.QuantileDMatrix(np.ascontiguousarray(values[:, :count]), label=values[:, -1], max_bin=8, nthread=1)
-        expected = xgb.train(params, alone, 30)
+        booster = grow(matrix, gradients, allowed, 30, lambda: None)
+        alone = xgb.QuantileDMatrix(np.ascontiguousarray(values[:, :count]), max_bin=8, nthread=1)
+        expected = trained(alone, gradients, 30)
         assert np.array_equal(booster.predict(matrix), expected.predict(alone))
 
 
@@ -142,9 +150,9 @@ def test_growing_variants_leaves_no_trace_on_later_training(table: Table, matrix
     params = booster_params(options.options, options.booster, 2, 9)
 
     def train() -> bytes:
-        return bytes(xgb.train(params, matrix, 10).save_raw("ubj"))
+        gradients = Gradients(params, table.label == 2, table.weight)
+        return bytes(trained(matrix, gradients, 10).save_raw("ubj"))
 
-    matrix.set_info(label=(table.label == 2).astype(np.float32), weight=table.weight)
     before = train()
     features = [feature(n) for n in NAMES]
     grow_variants(matrix, table.rows, table.fold, 1, options, features, 2, 100, lambda: None)

@@ -42,7 +42,8 @@ def law(per_gene_mb: float | None = None, cell: float = 2.25) -> MemoryLaw:
     return MemoryLaw(
         cell_bytes=cell, fixed_bytes=10_000, fixed_anonymous_bytes=9_000, group_bytes=0, group_rows=100,
         small_group_rows=100, page_rows=100, row_width=10, building_row_bytes=50,
-        row_bytes=100, scoring_row_bytes=0, features=20, stored_fraction=1.0, max_depth=6, node_bytes=100,
+        row_bytes=100, scoring_row_bytes=0, features=20, linear_width=20, stored_fraction=1.0, max_depth=6,
+        node_bytes=100,
         per_gene_bytes=None if per_gene_mb is None else per_gene_mb * 2**20,
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from metabatch.resources.signals import StopFlag
 from metabatch.rundir.manifests import Booster
 from metabatch.training.boosters import FoldResult, booster_params, train_final, train_fold
 from metabatch.training.checkpoints import Checkpoints, booster_blobs
+from metabatch.training.gradients import Gradients
 from metabatch.training.judge import standing_for
 
 ROUNDS = 24
@@ -73,8 +74,10 @@ def test_the_curves_are_the_losses_after_each_round_and_the_kept_model_gives_the
     assert result.model is not None
     kept = xgb.Booster(model_file=bytearray(result.model))
     assert kept.num_boosted_rounds() == result.rounds < result.trained_rounds
-    table.matrix.set_info(label=table.positive, weight=np.where(table.held_out, np.float32(0), table.weight))
-    whole = xgb.train(params(), table.matrix, result.trained_rounds)
+    gradients = Gradients(params(), table.positive, table.weight, table.held_out)
+    whole = xgb.Booster(gradients.params, [table.matrix])
+    for tree in range(result.trained_rounds):
+        gradients.grow(whole, table.matrix, tree)
     for at in range(result.trained_rounds):
         p = whole.predict(table.matrix, iteration_range=(0, at + 1)).astype(float)
         loss = -np.log(np.where(table.positive, p, 1 - p))
@@ -105,8 +108,8 @@ def test_a_checkpoint_of_the_former_format_is_not_used(
 ) -> None:
     fold(table, checkpoints(tmp_path))
     file = tmp_path / "fold.ckpt"
-    assert file.read_bytes().startswith(b"metabatch-checkpoint 2 ")
-    file.write_bytes(file.read_bytes().replace(b"checkpoint 2", b"checkpoint 1", 1))
+    assert file.read_bytes().startswith(b"metabatch-checkpoint 3 ")
+    file.write_bytes(file.read_bytes().replace(b"checkpoint 3", b"checkpoint 2", 1))
     with caplog.at_level(logging.WARNING):
         assert checkpoints(tmp_path).slot("fold", params()).read() is None
     assert "does not begin with" in caplog.text

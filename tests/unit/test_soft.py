@@ -21,7 +21,7 @@ from metabatch.training.soft import with_soft_labels
 
 CLASSES = ("x", "y")
 PARAMS = booster_params(
-    Options(max_depth=3, max_bin=64, learning_rate=0.3),
+    Options(max_depth=3, max_bin=64, learning_rate=0.3, subsample=1.0),
     Booster(base_score=0.5, min_child_weight=1.0, because="test"),
     1,
     3,

@@ -1,0 +1,62 @@
+"""One model over the nodes of a real Slurm: submitted, killed, requeued, and the same in the end."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import psutil
+
+from tests.hpc.conftest import Cluster, models
+
+WORDS = "plan --quiet --analyses none --n-folds 2 --learning-rate 0.3 --early-stopping-patience 0 --n-estimators 60"
+THREE = "--strategy distributed --workers 3"
+
+
+def planned(cluster: Cluster, name: str, strategy: str = THREE) -> Path:
+    cluster.ok(f"{cluster.house}/bin/{WORDS} {strategy} {cluster.house}/examples/hg19-demo {shlex.quote(name)}")
+    return cluster.place / name
+
+
+def trees(run: Path) -> dict[str, str]:
+    return {Path(name).name: digest for name, digest in models(run).items() if name.endswith(".ubj")}
+
+
+def submitted(cluster: Cluster, run: Path, words: str = "") -> dict[str, str]:
+    cluster.ok(f"{cluster.house}/bin/submit --quiet {words} {shlex.quote(str(run))}")
+    records = [json.loads(line) for line in (run / "submissions.jsonl").read_text().splitlines()]
+    return {r["stage"]: r["job_id"] for r in records}
+
+
+def test_three_workers_on_three_nodes_train_one_model_and_a_killed_one_costs_no_bit(cluster: Cluster) -> None:
+    whole = planned(cluster, "whole")
+    jobs = submitted(cluster, whole)
+    cluster.wait_for_state(jobs["evaluate"], {"COMPLETED"}, seconds=400)
+    assert cluster.job(f"{jobs['train']}_0")["NumNodes"] == "3"
+    usage = json.loads((whole / "instances/00/resource_usage.json").read_text())
+    assert len(usage["worker_peak_bytes"]) == 3
+    assert max(usage["worker_peak_bytes"]) < 1.1 * usage["predicted_peak_bytes"]
+
+    alone = planned(cluster, "alone", "--strategy single")
+    cluster.ok(f"{cluster.house}/bin/train-instance --quiet {alone} 0")
+    assert len(trees(whole)) == 3
+    assert trees(whole) == trees(alone)
+
+    run = planned(cluster, "a worker's end")
+    jobs = submitted(cluster, run, "--checkpoint-seconds 0")
+    task = f"{jobs['train']}_0"
+    cluster.wait(lambda: len(list((run / "instances/00/checkpoints").glob("*.ckpt"))) > 1, "a checkpoint")
+    workers = [
+        p for p in psutil.process_iter(["cmdline"])
+        if "distributed.cli.dask_worker" in (p.info["cmdline"] or ()) and str(run) in " ".join(p.info["cmdline"])
+    ]  # fmt: skip
+    assert len(workers) == 3
+    workers[1].kill()
+    cluster.wait(lambda: cluster.job(task)["Restarts"] == "1", "a requeue")
+    cluster.wait_for_state(jobs["evaluate"], {"COMPLETED"}, seconds=400)
+    attempts = [json.loads(line) for line in (run / "instances/00/attempts.jsonl").read_text().splitlines()]
+    assert [a["outcome"] for a in attempts] == ["killed", "done"]
+    assert "was lost" in attempts[0]["message"]
+    assert models(run) == models(whole)
+    assert json.loads((run / "instances/00/resource_usage.json").read_text())["restored_rounds"] > 0
