@@ -18,6 +18,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, get_scorer,
 from sklearn.utils.validation import check_is_fitted
 
 import metabatch
+from metabatch.analysis.figures import new_axes
 from metabatch.ensemble.estimator import MetaModel
 from metabatch.errors import UsageError
 from metabatch.models.pooling import pool
@@ -237,7 +238,8 @@ def test_scikit_learns_tools_take_the_loaded_model(members: Path, frame: pl.Data
     )
     donors = model.one_vs_rest("donor")
     check_is_fitted(donors)
-    display = CalibrationDisplay.from_estimator(donors, table, label == "donor", n_bins=5)
+    _, axes = new_axes()  # without one scikit-learn opens a figure of pyplot's, which stays open
+    display = CalibrationDisplay.from_estimator(donors, table, label == "donor", n_bins=5, ax=axes)
     assert np.array_equal(display.y_prob, model.predict_proba(frame)[:, 1])
     with pytest.raises(UsageError, match="intron"):
         model.one_vs_rest("intron")

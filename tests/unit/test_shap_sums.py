@@ -281,7 +281,9 @@ def test_pictures_are_written_with_what_they_show(demo_trained: Trained, tmp_pat
         demo_trained.rows.table.set_column(place, names[place], odd), demo_trained.rows.label,
         demo_trained.rows.weight, demo_trained.rows.unit,
     )  # fmt: skip
+    open_before = plt.get_fignums()
     section = study("shap", "SHAP", lambda: demo_trained.explain(gone), tmp_path)
+    assert plt.get_fignums() == open_before
     assert section.status == "made", section.why
     assert [p.name for p in section.pictures] == [
         "shap_neither_beeswarm", "shap_neither_bar", "shap_donor_beeswarm", "shap_donor_bar", "shap_donor_dependence",
@@ -300,7 +302,6 @@ def test_pictures_are_written_with_what_they_show(demo_trained: Trained, tmp_pat
     ):
         assert row["class"] == CLASSES[demo_trained.rows.label[row["row"]]]
     assert len(whole) == ROWS
-    assert not plt.get_fignums()
 
 
 def test_drawing_leaves_numpys_global_generator_alone(demo_trained: Trained) -> None:
