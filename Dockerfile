@@ -4,10 +4,10 @@
 ARG BASE=python:3.12-slim-bookworm
 FROM ${BASE} AS build
 ARG DEVICE=cpu
-COPY requirements.lock requirements-gpu.lock /tmp/
+COPY requirements-distributed.lock requirements-gpu.lock /tmp/
 RUN python -m venv /opt/venv \
  && pip() { /opt/venv/bin/python -m pip --no-cache-dir --disable-pip-version-check "$@"; } \
- && pip install --require-hashes -r /tmp/requirements.lock \
+ && pip install --require-hashes -r /tmp/requirements-distributed.lock \
  && case $DEVICE in \
       cpu) ;; \
       gpu) pip uninstall --yes xgboost-cpu && pip install --require-hashes --no-deps -r /tmp/requirements-gpu.lock ;; \

@@ -18,7 +18,7 @@ run_stage() {
     "task ${SLURM_ARRAY_TASK_ID:-none}, restart ${SLURM_RESTART_COUNT:-0}, $(date -u +%FT%TZ)"
   local command=("$METABATCH_HOME/bin/$stage" "$@")
   if [ -n "${METABATCH_IMAGE:-}" ]; then
-    image_command "$stage" "$@"
+    image_command "$1" "$stage" "$@"
   fi
   if [ -n "${SLURM_JOB_ID:-}" ] && command -v srun >/dev/null; then
     # srun does not take over --cpus-per-task of the job by itself.
@@ -42,11 +42,12 @@ run_stage() {
   exit "$code"
 }
 
-# Sets `command` to the stage inside the image. The image is read-only; the run, its data set (with the folders its shards
-# really lie in), the working directory and the scratch folder are bound, METABATCH_BIND adds to them. SLURM_* and TMPDIR
-# are passed on also where the site cleans the environment of containers.
+# image_command RUN WORD...: sets `command` to the words inside the image. The image is read-only; the run, its data set
+# (with the folders its shards really lie in), the working directory and the scratch folder are bound, METABATCH_BIND adds
+# to them. SLURM_*, DASK_* and TMPDIR are passed on also where the site cleans the environment of containers.
 image_command() {
-  local run=$2 name place binds=() data
+  local run=$1 name place binds=() data
+  shift
   data=$(sed -n 's/^ *"path": "\(.*\)",$/\1/p' "$run/plan.json" 2>/dev/null | head -n 1)
   while IFS= read -r place; do
     case $place in
@@ -61,7 +62,7 @@ $(find -H "$data" -name '*.parquet' -type l -exec readlink -f {} + 2>/dev/null |
 ${TMPDIR:-}
 ${SLURM_TMPDIR:-}
 PLACES
-  for name in $(compgen -e | grep -E '^(SLURM_|SLURMD_|TMPDIR$)'); do
+  for name in $(compgen -e | grep -E '^(SLURM_|SLURMD_|DASK_|TMPDIR$)'); do
     export "APPTAINERENV_$name=${!name}"
   done
   [ -z "${METABATCH_BIND:-}" ] || binds+=(--bind "$METABATCH_BIND")

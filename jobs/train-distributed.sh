@@ -11,13 +11,13 @@
 #SBATCH --cpus-per-task=2
 set -u
 [ $# -ge 1 ] || { echo "usage: sbatch --array=0 --ntasks=K jobs/train-distributed.sh RUN" >&2; exit 2; }
-[ -z "${METABATCH_IMAGE:-}" ] || { echo "metabatch: the image has no Dask: run this natively" >&2; exit 2; }
 # Slurm runs a copy of this script: the checkout is where the original lies.
 script=$([ -z "${SLURM_JOB_ID:-}" ] || scontrol show job "$SLURM_JOB_ID" 2>/dev/null |
   sed -n 's,^ *Command=\(.*/jobs/train-distributed\.sh\).*,\1,p' | head -n 1)
 script=${script:-${SLURM_SUBMIT_DIR:-$PWD}/jobs/train-distributed.sh}
 export METABATCH_HOME=${METABATCH_HOME:-$(dirname "$(dirname "$script")")}
 . "$METABATCH_HOME/jobs/common.sh"
+trap 'back_into_the_queue; exit 75' TERM USR1 # until the stage runs, which takes over
 run=$1
 shift
 if [ -n "${METABATCH_INTERFACE:-}" ]; then
@@ -32,7 +32,9 @@ mkdir -p "$run/logs" || exit 3
 file=$run/logs/dask-${SLURM_JOB_ID:?to be submitted with sbatch}.json
 export METABATCH_DASK_FILE=$file # read by the shells below, which Slurm gives this environment: a path may hold any sign
 rm -f "$file"
-dask='exec "$METABATCH_HOME/bin/_run" distributed.cli'
+command=("$METABATCH_HOME/bin/_run")
+[ -z "${METABATCH_IMAGE:-}" ] || image_command "$run" _run
+dask="exec $(printf '%q ' "${command[@]}")distributed.cli"
 bash -c "$dask.dask_scheduler --port 0 --no-dashboard --no-jupyter $listen --scheduler-file \"\$METABATCH_DASK_FILE\"" &
 scheduler=$!
 # Overlapping steps share what the job has; a worker that is lost must not end the others before they could say so.

@@ -23,10 +23,36 @@ def trees(run: Path) -> dict[str, str]:
     return {Path(name).name: digest for name, digest in models(run).items() if name.endswith(".ubj")}
 
 
-def submitted(cluster: Cluster, run: Path, words: str = "") -> dict[str, str]:
-    cluster.ok(f"{cluster.house}/bin/submit --quiet {words} {shlex.quote(str(run))}")
+def submitted(cluster: Cluster, run: Path, words: str = "", image: Path | None = None) -> dict[str, str]:
+    cluster.ok(f"{cluster.house}/bin/submit --quiet {words} {shlex.quote(str(run))}", image=image)
     records = [json.loads(line) for line in (run / "submissions.jsonl").read_text().splitlines()]
     return {r["stage"]: r["job_id"] for r in records}
+
+
+def processes(module: str, run: Path) -> list[psutil.Process]:
+    """Dask's of this run, without the shells and containers they are started by."""
+    return [
+        p for p in psutil.process_iter(["cmdline"])
+        if (words := p.info["cmdline"] or ()) and f"distributed.cli.{module}" in words and str(run) in " ".join(words)
+        and Path(words[0]).name.startswith("python")
+    ]  # fmt: skip
+
+
+def test_workers_in_the_image_train_the_trees_of_single_also_after_a_stop_before_the_first(
+    cluster: Cluster, sif: Path
+) -> None:
+    run = planned(cluster, "in the image")
+    jobs = submitted(cluster, run, image=sif)
+    task = f"{jobs['train']}_0"
+    cluster.wait(lambda: bool(processes("dask_scheduler", run)), "a scheduler")
+    cluster.ok(f"scancel --batch --signal=TERM {task}")
+    cluster.wait(lambda: cluster.job(task)["Restarts"] == "1", "a requeue")
+    cluster.wait_for_state(jobs["evaluate"], {"COMPLETED"}, seconds=400)
+    assert cluster.job(f"{jobs['train']}_0")["NumNodes"] == "3"
+    alone = planned(cluster, "alone", "--strategy single")
+    cluster.ok(f"{cluster.house}/bin/train-instance --quiet {alone} 0")
+    assert len(trees(run)) == 3
+    assert trees(run) == trees(alone)
 
 
 def test_three_workers_on_three_nodes_train_one_model_and_a_killed_one_costs_no_bit(cluster: Cluster) -> None:
@@ -47,10 +73,7 @@ def test_three_workers_on_three_nodes_train_one_model_and_a_killed_one_costs_no_
     jobs = submitted(cluster, run, "--checkpoint-seconds 0")
     task = f"{jobs['train']}_0"
     cluster.wait(lambda: len(list((run / "instances/00/checkpoints").glob("*.ckpt"))) > 1, "a checkpoint")
-    workers = [
-        p for p in psutil.process_iter(["cmdline"])
-        if "distributed.cli.dask_worker" in (p.info["cmdline"] or ()) and str(run) in " ".join(p.info["cmdline"])
-    ]  # fmt: skip
+    workers = processes("dask_worker", run)
     assert len(workers) == 3
     workers[1].kill()
     cluster.wait(lambda: cluster.job(task)["Restarts"] == "1", "a requeue")
